@@ -1,0 +1,2 @@
+//! The isx daemon.
+fn main() {}

@@ -1,0 +1,116 @@
+//! Transitions worth telling, one line each: for logs, counters, traces and scenario files.
+use std::fmt;
+
+use crate::protocol::id::{NodeId, ReplicaId, ShardId};
+use crate::protocol::shard_map::ShardDescriptor;
+
+/// What changed.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Event {
+    /// A replica changed its part in the group.
+    Role {
+        /// The shard.
+        shard: ShardId,
+        /// Its term now.
+        term: u64,
+        /// `leader`, `follower`, `candidate`, `pre-candidate`.
+        role: &'static str,
+        /// Who leads, where known.
+        leader: Option<NodeId>,
+    },
+    /// A shard was split here.
+    Split {
+        /// Keeps what lies before the split point.
+        left: ShardDescriptor,
+        /// New.
+        right: ShardDescriptor,
+    },
+    /// A snapshot is on its way to a follower.
+    SnapshotStarted {
+        /// The shard.
+        shard: ShardId,
+        /// Whom.
+        to: NodeId,
+        /// As of this index.
+        index: u64,
+    },
+    /// A snapshot took the place of this replica's rows.
+    SnapshotInstalled {
+        /// The shard.
+        shard: ShardId,
+        /// As of this index.
+        index: u64,
+        /// How many rows.
+        rows: u64,
+    },
+    /// A replica was made because a peer spoke to it.
+    ReplicaCreated {
+        /// The shard.
+        shard: ShardId,
+        /// The replica.
+        replica: ReplicaId,
+    },
+    /// Something arrived that should not have; it was dropped and counted.
+    Dropped {
+        /// Who sent it.
+        from: NodeId,
+        /// Why it was dropped.
+        why: &'static str,
+    },
+    /// A peer was heard from again, or not for too long.
+    Peer {
+        /// The peer.
+        node: NodeId,
+        /// Whether it is heard from.
+        alive: bool,
+    },
+    /// A node registered with the directory.
+    Registered {
+        /// The node.
+        node: NodeId,
+    },
+    /// The disk got too full for writes, or is not any more.
+    DiskPressure {
+        /// Whether writes are refused.
+        refusing: bool,
+    },
+}
+
+impl fmt::Display for Event {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Event::Role {
+                shard,
+                term,
+                role,
+                leader: Some(leader),
+            } => {
+                write!(f, "{shard} t{term} is {role}, leader {leader}")
+            }
+            Event::Role {
+                shard,
+                term,
+                role,
+                leader: None,
+            } => write!(f, "{shard} t{term} is {role}, no leader"),
+            Event::Split { left, right } => {
+                write!(
+                    f,
+                    "{} split: {} keeps {}, {} has {}",
+                    left.id, left.id, left.range, right.id, right.range
+                )
+            }
+            Event::SnapshotStarted { shard, to, index } => write!(f, "{shard} snapshot at {index} to {to} started"),
+            Event::SnapshotInstalled { shard, index, rows } => {
+                write!(f, "{shard} snapshot at {index} installed, {rows} rows")
+            }
+            Event::ReplicaCreated { shard, replica } => write!(f, "{shard} replica {replica} created"),
+            Event::Dropped { from, why } => write!(f, "dropped a message from {from}: {why}"),
+            Event::Peer { node, alive: true } => write!(f, "{node} is heard from"),
+            Event::Peer { node, alive: false } => write!(f, "{node} is silent"),
+            Event::Registered { node } => write!(f, "{node} registered"),
+            Event::DiskPressure { refusing: true } => f.write_str("disk nearly full: writes are refused"),
+            Event::DiskPressure { refusing: false } => f.write_str("disk has room again: writes go on"),
+        }
+    }
+}

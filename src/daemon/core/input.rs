@@ -1,0 +1,84 @@
+//! What happens to a node.
+use bytes::Bytes;
+
+use super::state::LogSeq;
+use crate::protocol::id::{NodeId, ShardId};
+use crate::protocol::message::{Message, Principal, RaftMessage};
+use crate::protocol::request::Request;
+
+/// A caller's connection, as the driver counts them; with `tag` it names one request.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
+pub struct SessionId(pub u64);
+
+/// One thing that happened.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Input {
+    /// The time named by `Node::next_deadline` has come (or earlier: a tick too many does no harm).
+    Ticked,
+    /// A peer, proven by certificate and store id, sent these.
+    Received {
+        /// Who sent them.
+        from: NodeId,
+        /// In the order they were sent.
+        messages: Vec<Message>,
+    },
+    /// A client or operator asks.
+    Asked {
+        /// Which connection.
+        session: SessionId,
+        /// Which request on it.
+        tag: u64,
+        /// How long the caller waits. Unit: ms.
+        timeout_ms: u32,
+        /// Who asks.
+        principal: Principal,
+        /// What.
+        request: Request,
+    },
+    /// All log writes up to and including `seq` are synced.
+    Persisted {
+        /// The last of them.
+        seq: LogSeq,
+    },
+    /// The checkpoint that was asked for is on disk.
+    Checkpointed,
+    /// `Effect::Install` is on disk.
+    Installed {
+        /// The shard.
+        shard: ShardId,
+    },
+    /// A whole snapshot arrived and its checksum is right.
+    SnapshotReceived {
+        /// Who sent it.
+        from: NodeId,
+        /// `MsgSnapshot`.
+        raft: Box<RaftMessage>,
+        /// All rows, in key order.
+        rows: Vec<(Bytes, Bytes)>,
+    },
+    /// A snapshot left, or did not.
+    SnapshotSent {
+        /// Whom it was for.
+        to: NodeId,
+        /// Which shard.
+        shard: ShardId,
+        /// Whether the peer has confirmed it whole.
+        delivered: bool,
+    },
+    /// A connection to a peer came up or went down.
+    Connected {
+        /// The peer.
+        peer: NodeId,
+        /// Up or down.
+        up: bool,
+    },
+    /// Free space where the store lies, told every few seconds.
+    DiskSpace {
+        /// Unit: bytes.
+        free_bytes: u64,
+        /// The store's files. Unit: bytes.
+        store_bytes: u64,
+    },
+    /// The operator wants the node to stop: hand over leaderships, then `Effect::Stopped`.
+    StopAsked,
+}

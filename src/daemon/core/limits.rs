@@ -1,0 +1,58 @@
+//! Every bound, with its unit and reason.
+use super::time::Span;
+use crate::protocol::codec::FRAME_BYTES_MAX;
+use crate::protocol::request::DOCUMENT_BYTES_MAX;
+
+/// One tick of Raft's logical clock. Elections take 12 to 20 of them, so that a dead leader is replaced within half a
+/// second, and a stall of 250 ms on a busy machine does not yet start one.
+pub const TICK: Span = Span::millis(25);
+/// Raft's `election_tick`: a follower that heard from its leader within this many ticks refuses to vote. Unit: ticks.
+pub const ELECTION_TICKS: usize = 10;
+/// Shortest drawn election timeout. Unit: ticks.
+pub const ELECTION_TICKS_MIN: usize = 12;
+/// Longest drawn election timeout, exclusive. Unit: ticks.
+pub const ELECTION_TICKS_MAX: usize = 20;
+/// Raft's `heartbeat_tick`. Unit: ticks.
+pub const HEARTBEAT_TICKS: usize = 2;
+/// How long after the start of a confirmed heartbeat round a leader may answer reads by itself. Followers refuse to vote for
+/// `ELECTION_TICKS` after they heard from it; one tick is lost to rounding, a tenth is the stated drift bound between
+/// any two clocks.
+pub const LEASE: Span = Span((TICK.0 * (ELECTION_TICKS as u64 - 1)) / 10 * 9);
+/// Most bytes of commands in one log entry. Unit: bytes.
+pub const ENTRY_BYTES_MAX: usize = 2 << 20;
+/// Raft's `max_size_per_msg`: an append carries at least one entry and stops behind this. Unit: bytes.
+pub const APPEND_BYTES_MAX: u64 = 1 << 20;
+/// Raft's `max_inflight_msgs`. Unit: appends per follower.
+pub const INFLIGHT_APPENDS_MAX: usize = 64;
+/// Raft's `max_uncommitted_size`: a leader that can't commit stops accepting. Unit: bytes.
+pub const UNCOMMITTED_BYTES_MAX: u64 = 64 << 20;
+/// Entries applied from one ready. Unit: bytes.
+pub const APPLY_BYTES_MAX: u64 = 8 << 20;
+/// Log kept in memory per replica for followers that are behind; one further behind gets a snapshot. Unit: bytes.
+pub const LOG_TAIL_BYTES_MAX: usize = 16 << 20;
+/// Log kept in memory per replica. Unit: entries.
+pub const LOG_TAIL_ENTRIES_MAX: usize = 20_000;
+/// Requests in hand per node. Unit: requests.
+pub const PENDING_REQUESTS_MAX: usize = 100_000;
+/// Times a request is handed on from node to node.
+pub const HOPS_MAX: u8 = 3;
+/// A checkpoint is made after this long, if anything changed.
+pub const CHECKPOINT_EVERY: Span = Span::secs(5);
+/// ... or after this many bytes of log. Unit: bytes.
+pub const CHECKPOINT_BYTES: usize = 32 << 20;
+/// A node tells the others how it is this often.
+pub const REPORT_EVERY: Span = Span::secs(1);
+/// A peer unheard of for this long counts as silent.
+pub const PEER_SILENT_AFTER: Span = Span::millis(1500);
+/// How long a request id is remembered with its entity, by the shard's own clock, which never runs ahead of real time.
+pub const REQUEST_DEDUP: Span = Span::secs(600);
+/// Requests remembered in the entity's head row; older ones that still count move to rows of their own. Unit: requests.
+pub const HEAD_REQUESTS_MAX: usize = 4;
+/// Writes are refused when free space falls below this; deletes go on. Unit: bytes.
+pub const DISK_RESERVE_BYTES: u64 = 256 << 20;
+/// Messages kept for shards that this node does not have yet, in the moment of a split. Unit: messages.
+pub const STASH_MESSAGES_MAX: usize = 256;
+
+const _: () = assert!(ENTRY_BYTES_MAX > DOCUMENT_BYTES_MAX);
+const _: () = assert!(ENTRY_BYTES_MAX + APPEND_BYTES_MAX as usize + DOCUMENT_BYTES_MAX < FRAME_BYTES_MAX);
+const _: () = assert!(LEASE.0 < TICK.0 * ELECTION_TICKS as u64);

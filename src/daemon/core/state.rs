@@ -1,0 +1,131 @@
+//! What the core needs of storage: a view of the applied rows, and the plain data that goes to disk and comes back.
+use std::fmt;
+use std::ops::ControlFlow;
+
+use bytes::Bytes;
+use raft::eraftpb::{ConfState, Entry, HardState};
+use serde::{Deserialize, Serialize};
+
+use crate::protocol::id::{ClusterId, NodeId, ShardId};
+use crate::protocol::key::KeyRange;
+use crate::protocol::shard_map::ShardDescriptor;
+
+/// Applied rows: the memtable over the state file. The driver gives it to each step.
+pub trait State {
+    /// The value of a row. The store has checked its checksum.
+    fn get(&self, key: &[u8]) -> Result<Option<Bytes>, StateError>;
+
+    /// Visits rows with `start <= key < end` in key order until told to stop.
+    fn scan(
+        &self,
+        start: &[u8],
+        end: &[u8],
+        visit: &mut dyn FnMut(&Bytes, &Bytes) -> ControlFlow<()>,
+    ) -> Result<(), StateError>;
+
+    /// Sets a row, or removes it (`None`). Visible at once; on disk with the next checkpoint, until then the log has it.
+    fn put(&mut self, key: Bytes, value: Option<Bytes>);
+}
+
+/// A row could not be read. It depends on this machine, so the node must stop rather than diverge.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum StateError {
+    /// The checksum of a row does not match its key and value.
+    #[error("row {key} in the state file fails its checksum")]
+    Checksum {
+        /// The row, printable.
+        key: String,
+    },
+    /// The file could not be read.
+    #[error("reading the state file failed: {0}")]
+    Io(String),
+}
+
+/// Names a write to the log: writes are made, synced and reported in this order. Starts at 1.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default, Serialize, Deserialize)]
+pub struct LogSeq(pub u64);
+
+impl fmt::Display for LogSeq {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "#{}", self.0)
+    }
+}
+
+/// What one step has to make durable in the log: for each shard that has news, its entries and hard state.
+#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
+pub struct LogBatch {
+    /// At most one per shard.
+    pub shards: Vec<ShardWrite>,
+}
+
+/// One shard's part of a log write. Entries replace whatever the log held from their first index on.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct ShardWrite {
+    /// The shard.
+    pub shard: ShardId,
+    /// Term, vote and commit, where they changed.
+    pub hard_state: Option<HardState>,
+    /// Contiguous indexes.
+    pub entries: Vec<Entry>,
+    /// The entries are everything the shard's log holds behind its applied index: earlier rows are not needed for it.
+    pub complete: bool,
+}
+
+/// What is kept of a replica in the state file, written in the same transaction as the rows it describes.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct ReplicaMeta {
+    /// Range, epoch and members as of `applied`.
+    pub shard: ShardDescriptor,
+    /// Raft's membership as of `applied`.
+    pub conf_state: ConfState,
+    /// Term, vote, commit.
+    pub hard_state: HardState,
+    /// All entries up to here are in the rows.
+    pub applied: u64,
+    /// Term of the entry at `applied`.
+    pub applied_term: u64,
+    /// Log writes up to here hold nothing that counts for this replica (it was replaced by a snapshot since).
+    pub log_from: LogSeq,
+    /// The shard's own clock. Unit: ms.
+    pub shard_time_ms: u64,
+    /// Entities in the shard.
+    pub entities: u64,
+    /// Bytes of keys and documents in the shard.
+    pub bytes: u64,
+    /// The replica was removed from the shard and its rows are gone: it must never be made again.
+    pub destroyed: bool,
+}
+
+/// Everything that a node finds in its store when it starts.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct Recovered {
+    /// Replicas as of the last checkpoint.
+    pub replicas: Vec<ReplicaMeta>,
+    /// Log writes since, in order. May speak of shards that are in no `ReplicaMeta`: they are born when the entry
+    /// that split them off is applied again.
+    pub log: Vec<(LogSeq, LogBatch)>,
+    /// Last log write; the next one is one higher.
+    pub last_seq: LogSeq,
+}
+
+/// Who a store belongs to; written once.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct StoreIdentity {
+    /// The cluster.
+    pub cluster: ClusterId,
+    /// The node.
+    pub node: NodeId,
+    /// Random, made with the store: tells a wiped or cloned disk from the one the cluster knows.
+    pub store_id: u128,
+}
+
+/// A whole replica to be written in place of whatever the range holds, in one transaction with its meta.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Install {
+    /// The replica.
+    pub meta: ReplicaMeta,
+    /// Rows outside the new range that belonged to the replica before go too.
+    pub clear: Vec<KeyRange>,
+    /// All rows, in key order.
+    pub rows: Vec<(Bytes, Bytes)>,
+}

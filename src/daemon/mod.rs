@@ -1,0 +1,2 @@
+//! `isxd`.
+pub mod core;

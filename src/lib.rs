@@ -1,0 +1,21 @@
+//! isx keeps entities in key-range shards, three copies each, and routes every operation to their one home.
+//!
+//! ```text
+//!  isxctl, applications --QUIC--> router --(shard, epoch)--> leader --propose--> Raft log --> peers
+//!                                                             |
+//!       answer <-- apply: machine(command, view) -> writes <--+-- committed, synced by a majority
+//! ```
+//!
+//! * [`protocol`] is what crosses a process boundary: plain data.
+//! * [`client`] is the library that applications and `isxctl` use.
+//! * [`daemon`] is `isxd`: a deterministic [`daemon::core`] between two drivers, `shell` (tokio, quinn, redb) and
+//!   `sim` (virtual clock, faulty network, faulty disk).
+//! * [`ctl`] is `isxctl`.
+//!
+//! What isx promises is in `docs/promises.md`, how it is built in `docs/design.md`.
+#![forbid(unsafe_code)]
+
+pub mod client;
+pub mod ctl;
+pub mod daemon;
+pub mod protocol;

@@ -1,0 +1,170 @@
+//! The error that crosses the wire: what to do about it (class), which it is (code), what happened (text).
+use std::fmt;
+
+use serde::{Deserialize, Serialize};
+
+/// What the receiver of an error can do.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Class {
+    /// Nothing happened; the same request may succeed in a moment.
+    Retry,
+    /// Nothing happened and nothing will: the request itself must change.
+    Refused,
+    /// It may have happened. Ask by the request id, or repeat with it.
+    Unknown,
+    /// Stored data failed its check; nothing wrong was returned.
+    Corrupt,
+    /// isx broke a promise of its own. Please report it.
+    Bug,
+}
+
+macro_rules! codes {
+    ($($(#[$doc:meta])* $name:ident = $number:literal, $class:ident, $title:literal, $explain:literal;)*) => {
+        /// Every error isx answers, by number. Numbers are never reused.
+        #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+        #[non_exhaustive]
+        pub enum Code { $($(#[$doc])* $name,)* }
+
+        impl Code {
+            /// All codes, in order of their numbers.
+            pub const ALL: &'static [Code] = &[$(Code::$name,)*];
+
+            /// The number behind `ISX-`.
+            pub fn number(self) -> u16 { match self { $(Code::$name => $number,)* } }
+
+            /// What can be done about it.
+            pub fn class(self) -> Class { match self { $(Code::$name => Class::$class,)* } }
+
+            /// A few words.
+            pub fn title(self) -> &'static str { match self { $(Code::$name => $title,)* } }
+
+            /// A paragraph for `isxctl explain`.
+            pub fn explain(self) -> &'static str { match self { $(Code::$name => $explain,)* } }
+        }
+    };
+}
+
+codes! {
+    /// No leader known.
+    NoLeader = 1001, Retry, "the shard has no leader at the moment",
+        "The shard is electing a leader, or too few of its replicas are up to elect one. Nothing was changed. isxctl repeats such requests by itself until its time limit. If it lasts: `isxctl status` says which nodes are missing.";
+    /// Lost leadership before the proposal was accepted or committed.
+    LeaderChanged = 1002, Retry, "the shard's leader changed before it accepted the request",
+        "The request reached a node that stopped leading before the request was accepted. Nothing was changed; repeating it with the same request id is safe.";
+    /// Queue full.
+    Busy = 1003, Retry, "the node has as many requests in hand as it allows",
+        "A bound on waiting requests was reached. Nothing was changed. Slow down, or spread the load over more shards: `isxctl shard list` shows where it falls.";
+    /// Routing did not converge.
+    TooManyHops = 1004, Retry, "the request was handed on too often",
+        "Nodes disagreed about where the shard is, more often than the router's hop limit allows. Nothing was changed. Their maps converge within seconds.";
+    /// No shard known for the key.
+    NoShard = 1005, Retry, "no shard is known for this key",
+        "The router's map has no shard that holds this key. Just after a cluster starts or a service is created the map may be a moment behind.";
+    /// Starting or stopping.
+    NotServing = 1006, Retry, "the node is starting or stopping",
+        "The node does not serve right now. Nothing was changed. Another node does.";
+    /// The key is not in the shard that was named, or the epoch is old.
+    StaleRoute = 1007, Retry, "the request was routed by an outdated map",
+        "The shard no longer holds this key: it was split or moved after the sender learnt its map. The answer carries the newer descriptor; the client library routes again by itself.";
+    /// Proposed and not heard of again in time.
+    OutcomeUnknown = 1101, Unknown, "the outcome of the write is not known",
+        "The write was handed to the shard's log and its outcome was not learnt in time: it may be committed now, later or never. Repeating it with the same request id is safe and gives the definite answer; `isxctl request show` asks without repeating.";
+    /// Expected version differs.
+    VersionConflict = 1201, Refused, "the entity's version is not the one that was asked for",
+        "`--if-version` named a version that is not the entity's current one. Nothing was changed. Read it again and decide.";
+    /// Should not exist, does.
+    Exists = 1202, Refused, "the entity exists already",
+        "`--if-absent` was given and the entity exists. Nothing was changed.";
+    /// Does not exist.
+    NotFound = 1203, Refused, "there is no such entity",
+        "The operation needs an existing entity (patch, delete). Nothing was changed.";
+    /// Same id, other content.
+    RequestIdReused = 1204, Refused, "the request id was used before for something else",
+        "A request id names one write for ever. This one was already used for a write with other content to the same entity. Nothing was changed. Use a fresh id.";
+    /// Not JSON, not an object, too deep, duplicate field.
+    BadDocument = 1301, Refused, "the document is not acceptable",
+        "Documents are JSON objects in UTF-8, without duplicate field names, nested at most 64 deep. The message names the place. Nothing was changed.";
+    /// Larger than allowed.
+    TooLarge = 1302, Refused, "the document or request is too large",
+        "Documents are limited to 1 MiB. Nothing was changed.";
+    /// Malformed request.
+    BadRequest = 1303, Refused, "the request is not well-formed",
+        "A name, key or parameter breaks its rules; the message says which. Nothing was changed.";
+    /// Unknown service.
+    NoService = 1304, Refused, "there is no such service",
+        "The first part of the address names no service of this cluster. `isxctl service list` shows them.";
+    /// Certificate's role does not allow it.
+    Forbidden = 1401, Refused, "the client's role does not allow this",
+        "Roles are in the client's certificate: viewer reads, writer also writes entities, admin also changes the cluster. Nothing was changed.";
+    /// Handshake: other cluster.
+    OtherCluster = 1402, Refused, "the peer belongs to another cluster",
+        "The cluster ids differ. Check the endpoint and the context (`isxctl context show`). Nothing was changed.";
+    /// Handshake: no common protocol.
+    ProtocolVersion = 1403, Refused, "no protocol version in common",
+        "The two programs are too far apart in version. Upgrade the older one.";
+    /// Handshake: certificate does not prove the node id, or the store id changed.
+    NotProven = 1404, Refused, "the peer is not what it says it is",
+        "A certificate does not prove the node id that its holder claims, or the node's store is not the one it registered with: its disk was wiped, restored from an image or cloned. Such a node must not vote. Replace it under a new id.";
+    /// Split point outside or at the edge.
+    BadSplit = 1501, Refused, "the shard can't be split there",
+        "The split point must lie inside the shard's range, behind its start. `isxctl shard show` prints the range.";
+    /// Shard id unknown.
+    NoSuchShard = 1502, Refused, "there is no such shard",
+        "No shard with this id is known. `isxctl shard list` shows them all.";
+    /// Descriptor changed since the plan.
+    StaleEpoch = 1503, Refused, "the shard changed since this was planned",
+        "The request was made for another epoch of the shard. Nothing was changed. Look again (`isxctl shard show`) and decide.";
+    /// Target cannot lead.
+    BadTarget = 1504, Refused, "that node can't do this",
+        "The node named is no voter of the shard, or is not known. Nothing was changed.";
+    /// Token refused.
+    BadToken = 1505, Refused, "the join token is not valid",
+        "The token is misspelt, expired, or made by another cluster. Make a new one: `isxctl token create`.";
+    /// Disk nearly full.
+    DiskFull = 1601, Refused, "the node's disk is nearly full",
+        "Free space on a replica's disk fell below its reserve: reads and deletes go on, other writes are refused until there is room. It clears by itself.";
+    /// Checksum mismatch.
+    Corrupt = 1701, Corrupt, "stored data failed its check",
+        "A row's checksum does not match. It was not returned. The node says which file; its replica must be rebuilt from its peers.";
+    /// Should not happen.
+    Internal = 1901, Bug, "isx broke a promise of its own",
+        "Please report this with the node's log.";
+}
+
+impl fmt::Display for Code {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "ISX-{}", self.number())
+    }
+}
+
+/// An error as a node answers it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, thiserror::Error)]
+#[error("{text} ({code})")]
+pub struct WireError {
+    /// Which error.
+    pub code: Code,
+    /// What happened, for a person.
+    pub text: String,
+    /// The entity's current version, where that is what the error is about.
+    pub version: Option<u64>,
+    /// When to try again. Unit: ms. 0 where that is not the question.
+    pub retry_after_ms: u32,
+}
+
+impl WireError {
+    /// An error with its text.
+    pub fn new(code: Code, text: impl Into<String>) -> Self {
+        Self {
+            code,
+            text: text.into(),
+            version: None,
+            retry_after_ms: 0,
+        }
+    }
+
+    /// What can be done about it.
+    pub fn class(&self) -> Class {
+        self.code.class()
+    }
+}

@@ -1,0 +1,259 @@
+//! Keys and key ranges.
+//!
+//! An entity is named by its service and its key. Both are restricted so that plain byte order is the order an
+//! operator expects: neither may hold a control character, so a zero byte can end each part.
+//!
+//! ```text
+//! position of an entity   campaign 00 c-1001             what ranges are made of
+//! row of an entity        campaign 00 c-1001 00 kind ..  what the state file holds
+//! ```
+//! Everything an entity owns lies between its position and the next entity's, so a shard boundary (a position)
+//! never divides an entity, and a split or merge moves no data.
+use std::fmt;
+
+use bytes::Bytes;
+use serde::{Deserialize, Serialize};
+
+/// Longest service name. Unit: bytes.
+pub const SERVICE_NAME_BYTES_MAX: usize = 63;
+/// Longest entity key. Unit: bytes.
+pub const ENTITY_KEY_BYTES_MAX: usize = 512;
+
+/// Why a service name or an entity key is refused.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum KeyError {
+    /// Not `[a-z][a-z0-9_-]*`, or too long.
+    #[error(
+        "`{0}` is not a service name: 1 to {SERVICE_NAME_BYTES_MAX} characters, a to z, 0 to 9, `_` and `-`, a letter first"
+    )]
+    Service(String),
+    /// Empty or too long.
+    #[error("an entity key has 1 to {ENTITY_KEY_BYTES_MAX} bytes; this one has {0}")]
+    Length(usize),
+    /// A control character.
+    #[error("an entity key holds no control characters; this one has one at byte {0}")]
+    Control(usize),
+}
+
+/// Checks a service name.
+pub fn check_service(service: &str) -> Result<(), KeyError> {
+    let rest = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'_' || b == b'-';
+    if service.len() <= SERVICE_NAME_BYTES_MAX
+        && service.bytes().next().is_some_and(|b| b.is_ascii_lowercase())
+        && service.bytes().all(rest)
+    {
+        Ok(())
+    } else {
+        Err(KeyError::Service(service.to_owned()))
+    }
+}
+
+/// Checks an entity key.
+pub fn check_entity_key(key: &str) -> Result<(), KeyError> {
+    if key.is_empty() || key.len() > ENTITY_KEY_BYTES_MAX {
+        return Err(KeyError::Length(key.len()));
+    }
+    match key.bytes().position(|b| b < 0x20 || b == 0x7f) {
+        Some(at) => Err(KeyError::Control(at)),
+        None => Ok(()),
+    }
+}
+
+/// Where an entity lies in the order of all entities: service, zero byte, key. Also a boundary between shards.
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Default, Serialize, Deserialize)]
+pub struct Position(pub Bytes);
+
+impl Position {
+    /// The position of `key` in `service`; the empty key is the start of the service.
+    pub fn new(service: &str, key: &str) -> Self {
+        let mut bytes = Vec::with_capacity(service.len() + 1 + key.len());
+        bytes.extend_from_slice(service.as_bytes());
+        bytes.push(0);
+        bytes.extend_from_slice(key.as_bytes());
+        Self(bytes.into())
+    }
+
+    /// The position behind every entity of `service`.
+    pub fn end_of(service: &str) -> Self {
+        let mut bytes = Vec::with_capacity(service.len() + 1);
+        bytes.extend_from_slice(service.as_bytes());
+        bytes.push(1);
+        Self(bytes.into())
+    }
+
+    /// The service this position belongs to, and the key (empty at the start of the service, `None` at its end).
+    pub fn parts(&self) -> (&str, Option<&str>) {
+        let at = self.0.iter().position(|&b| b <= 1).unwrap_or(self.0.len());
+        let service = std::str::from_utf8(&self.0[..at]).unwrap_or("?");
+        match self.0.get(at) {
+            Some(0) => (service, Some(std::str::from_utf8(&self.0[at + 1..]).unwrap_or("?"))),
+            _ => (service, None),
+        }
+    }
+
+    /// The first position behind the entity at this one: where a listing goes on.
+    pub fn successor(&self) -> Self {
+        let mut bytes = Vec::with_capacity(self.0.len() + 1);
+        bytes.extend_from_slice(&self.0);
+        bytes.push(1);
+        Self(bytes.into())
+    }
+}
+
+impl fmt::Debug for Position {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(self, f)
+    }
+}
+
+impl fmt::Display for Position {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.parts() {
+            (service, Some("")) => write!(f, "{service}/start"),
+            (service, Some(key)) => write!(f, "{service}/{}", key.escape_debug()),
+            (service, None) => write!(f, "{service}/end"),
+        }
+    }
+}
+
+/// A half-open range of positions within one service: `start` is inside, `end` is not.
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Default, Serialize, Deserialize)]
+pub struct KeyRange {
+    /// First position inside.
+    pub start: Position,
+    /// First position behind.
+    pub end: Position,
+}
+
+impl KeyRange {
+    /// All entities of `service`.
+    pub fn all_of(service: &str) -> Self {
+        Self {
+            start: Position::new(service, ""),
+            end: Position::end_of(service),
+        }
+    }
+
+    /// Whether the range holds `position`.
+    pub fn contains(&self, position: &Position) -> bool {
+        self.start <= *position && *position < self.end
+    }
+
+    /// Whether the two ranges share a position.
+    pub fn overlaps(&self, other: &KeyRange) -> bool {
+        self.start < other.end && other.start < self.end
+    }
+
+    /// Both halves of the range cut at `at`, or `None` where that would leave one empty.
+    pub fn split(&self, at: &Position) -> Option<(KeyRange, KeyRange)> {
+        if self.start < *at && *at < self.end {
+            let left = KeyRange {
+                start: self.start.clone(),
+                end: at.clone(),
+            };
+            let right = KeyRange {
+                start: at.clone(),
+                end: self.end.clone(),
+            };
+            Some((left, right))
+        } else {
+            None
+        }
+    }
+
+    /// The service the range belongs to.
+    pub fn service(&self) -> &str {
+        self.start.parts().0
+    }
+}
+
+impl fmt::Debug for KeyRange {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(self, f)
+    }
+}
+
+impl fmt::Display for KeyRange {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "[{} .. {})", self.start, self.end)
+    }
+}
+
+/// What a row of an entity holds. The byte is part of the row's key; numbers are never reused.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+#[repr(u8)]
+pub enum RowKind {
+    /// Version, document, latest requests.
+    Head = 1,
+    /// Requests older than those in the head, remembered until the dedup window has passed.
+    Request = 2,
+    /// A row of the directory, which has no entities.
+    Directory = 3,
+}
+
+/// The key of a row of the entity at `position`.
+pub fn row_key(position: &Position, kind: RowKind, rest: &[u8]) -> Bytes {
+    let mut bytes = Vec::with_capacity(position.0.len() + 2 + rest.len());
+    bytes.extend_from_slice(&position.0);
+    bytes.push(0);
+    bytes.push(kind as u8);
+    bytes.extend_from_slice(rest);
+    bytes.into()
+}
+
+/// Splits a row key into position, kind byte and rest; `None` where it is not one.
+pub fn split_row_key(row: &Bytes) -> Option<(Position, u8, Bytes)> {
+    let first = row.iter().position(|&b| b == 0)?;
+    let second = first + 1 + row[first + 1..].iter().position(|&b| b == 0)?;
+    let kind = *row.get(second + 1)?;
+    Some((Position(row.slice(..second)), kind, row.slice(second + 2..)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_are_checked() {
+        assert!(check_service("campaign").is_ok());
+        for bad in ["", "Campaign", "1st", "a b", "a/b", &"x".repeat(64)] {
+            assert!(check_service(bad).is_err(), "{bad}");
+        }
+        assert!(check_entity_key("c-1001").is_ok());
+        assert!(check_entity_key("grüße").is_ok());
+        assert_eq!(check_entity_key("a\nb"), Err(KeyError::Control(1)));
+        assert_eq!(check_entity_key(""), Err(KeyError::Length(0)));
+        assert!(check_entity_key(&"x".repeat(513)).is_err());
+    }
+
+    #[test]
+    fn rows_of_an_entity_lie_between_its_position_and_its_successor() {
+        let keys = ["a", "a b", "a-", "ab", "b", "grüße"];
+        for pair in keys.windows(2) {
+            let (low, high) = (Position::new("campaign", pair[0]), Position::new("campaign", pair[1]));
+            let row = row_key(&low, RowKind::Request, &[0xff; 20]);
+            assert!(low.0 < row && row < low.successor().0 && row < high.0, "{pair:?}");
+            assert!(low.successor() <= high, "{pair:?}");
+        }
+    }
+
+    #[test]
+    fn a_row_key_comes_apart_again() {
+        let position = Position::new("campaign", "c-1");
+        let row = row_key(&position, RowKind::Request, b"\0\0x");
+        assert_eq!(split_row_key(&row), Some((position, 2, Bytes::from_static(b"\0\0x"))));
+    }
+
+    #[test]
+    fn a_split_loses_no_position() {
+        let all = KeyRange::all_of("campaign");
+        let (left, right) = all.split(&Position::new("campaign", "m")).expect("inside");
+        assert_eq!(left.end, right.start);
+        for key in ["a", "lzz", "m", "z"] {
+            let position = Position::new("campaign", key);
+            assert!(left.contains(&position) ^ right.contains(&position), "{key}");
+        }
+        assert_eq!(all.split(&all.start), None);
+        assert_eq!(all.split(&Position::new("profile", "m")), None);
+    }
+}

@@ -1,0 +1,142 @@
+//! What one node sends another. A frame carries a batch of these: everything one step had for that peer.
+use bytes::Bytes;
+use raft::eraftpb;
+use serde::{Deserialize, Serialize};
+
+use super::id::{NodeId, ReplicaId, ShardId};
+use super::request::{Request, Response, RouteHint};
+use super::shard_map::{MapView, ShardDescriptor};
+
+/// A frame from node to node.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct PeerFrame {
+    /// In the order they were made.
+    pub messages: Vec<Message>,
+}
+
+/// One message from node to node. May be lost, doubled, late and out of order.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub enum Message {
+    /// Between two replicas of a shard.
+    Raft(RaftMessage),
+    /// A client's request that came to the wrong node.
+    Forward {
+        /// The sender's name for it.
+        id: u64,
+        /// How often it has been handed on, this time included.
+        hops: u8,
+        /// How long the client still waits. Unit: ms.
+        timeout_ms: u32,
+        /// Who asks: rights are the client's, never the forwarding node's.
+        principal: Principal,
+        /// What is asked.
+        request: Request,
+    },
+    /// The answer to a `Forward`.
+    ForwardReply {
+        /// As in the `Forward`.
+        id: u64,
+        /// The answer.
+        response: Response,
+        /// A correction of the sender's map.
+        hint: Option<Box<RouteHint>>,
+    },
+    /// A node to the others, every second and on changes: I live, this I hold and lead.
+    Report(Report),
+    /// What the directory's leader knows, to a node whose map is older.
+    Map(MapView),
+}
+
+/// What a node tells of itself.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Report {
+    /// The sender.
+    pub node: NodeId,
+    /// Identity of its store.
+    pub store_id: u128,
+    /// Where it is reached.
+    pub address: String,
+    /// Version of its software.
+    pub version: String,
+    /// Version of the directory's state that its map includes.
+    pub map_version: u64,
+    /// Shards it leads, and the term in which it leads.
+    pub leads: Vec<(ShardId, u64)>,
+    /// Descriptors of shards it leads that are newer than its map's, which the directory should learn.
+    pub news: Vec<ShardDescriptor>,
+}
+
+/// A message of the Raft crate with the names of both ends.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct RaftMessage {
+    /// The group.
+    pub shard: ShardId,
+    /// The sending replica.
+    pub from: ReplicaId,
+    /// The replica it is for.
+    pub to: ReplicaId,
+    /// The message.
+    pub message: eraftpb::Message,
+}
+
+/// What precedes the rows of a snapshot on its stream.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct SnapshotHeader {
+    /// `MsgSnapshot`, its `Snapshot.data` holding a postcard `SnapshotManifest`.
+    pub raft: RaftMessage,
+}
+
+/// What a snapshot is of; travels in `Snapshot.data`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SnapshotManifest {
+    /// The shard as of the snapshot's index.
+    pub shard: ShardDescriptor,
+    /// The shard's own clock, see `daemon::core`. Unit: ms.
+    pub shard_time_ms: u64,
+    /// Entities in the shard.
+    pub entities: u64,
+    /// Bytes of keys and documents in the shard.
+    pub bytes: u64,
+}
+
+/// A row of a snapshot: key and value as the state file holds them.
+pub type Row = (Bytes, Bytes);
+
+/// On a snapshot's stream, after the header.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub enum SnapshotPart {
+    /// Some rows, in key order.
+    Rows(Vec<Row>),
+    /// No more rows; how many there were, and the CRC-32C over all keys and values in order.
+    End {
+        /// Rows sent.
+        rows: u64,
+        /// Checksum over them.
+        checksum: u32,
+    },
+}
+
+/// Who asks, proven by certificate.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Principal {
+    /// The name in the certificate.
+    pub name: String,
+    /// What it may do.
+    pub role: Role,
+}
+
+/// What a caller may do; each includes those before it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Role {
+    /// No certificate: may only ask to join, with a token.
+    Nobody,
+    /// Reads.
+    Viewer,
+    /// Writes entities.
+    Writer,
+    /// Changes the cluster.
+    Admin,
+    /// A node of the cluster.
+    Node,
+}

@@ -1,0 +1,347 @@
+//! What a client or operator asks of a node, and what it is answered.
+use bytes::Bytes;
+use serde::{Deserialize, Serialize};
+
+use super::error::WireError;
+use super::id::{ClusterId, Epoch, NodeId, RequestId, ShardId};
+use super::key::Position;
+use super::shard_map::{MapView, NodeInfo, ReplicaDescriptor, ShardDescriptor};
+
+/// Largest document. Unit: bytes.
+pub const DOCUMENT_BYTES_MAX: usize = 1 << 20;
+/// Most items in one answer to a listing.
+pub const LIST_ITEMS_MAX: u32 = 10_000;
+/// A listing's answer ends after this many bytes of documents. Unit: bytes.
+pub const LIST_BYTES_MAX: usize = 2 << 20;
+
+/// A frame from client to node.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RequestFrame {
+    /// The client's name for this request on this connection; comes back with the answer. Answers may overtake.
+    pub tag: u64,
+    /// How long the client will wait. Unit: ms.
+    pub timeout_ms: u32,
+    /// What is asked.
+    pub request: Request,
+}
+
+/// A frame from node to client.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ResponseFrame {
+    /// The request's tag.
+    pub tag: u64,
+    /// The answer.
+    pub response: Response,
+    /// Where the request should have gone, when it came to the wrong node.
+    pub hint: Option<Box<RouteHint>>,
+}
+
+/// A correction of the asker's map.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RouteHint {
+    /// The shard that holds what was asked for.
+    pub shard: ShardDescriptor,
+    /// Its leader and the term, where known.
+    pub leader: Option<(u64, NodeId)>,
+}
+
+/// What is asked.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Request {
+    /// Read one entity, linearizable.
+    Get {
+        /// Service.
+        service: String,
+        /// Entity key.
+        key: String,
+    },
+    /// Change one entity.
+    Write(Write),
+    /// Entities of one shard in key order, beginning at `from`; linearizable per shard.
+    List {
+        /// First position wanted.
+        from: Position,
+        /// First position no longer wanted.
+        to: Position,
+        /// At most this many.
+        limit: u32,
+        /// Whether documents are wanted, or keys and versions only.
+        documents: bool,
+    },
+    /// What became of a write.
+    ShowRequest {
+        /// Service.
+        service: String,
+        /// Entity key.
+        key: String,
+        /// The write.
+        id: RequestId,
+    },
+    /// What the node knows of shards, nodes and services. Answered by any node without a quorum.
+    Map,
+    /// How the node is. Answered by any node without a quorum.
+    Status,
+    /// Fresh ids from the directory.
+    AllocateIds {
+        /// How many.
+        count: u32,
+        /// Makes a repeat harmless.
+        id: RequestId,
+    },
+    /// Cut a shard in two at a position between entities.
+    SplitShard {
+        /// The shard.
+        shard: ShardId,
+        /// The epoch it was planned for.
+        epoch: Epoch,
+        /// First position of the right half.
+        at: Position,
+        /// Id of the right half, from `AllocateIds`.
+        child: ShardId,
+        /// Makes a repeat harmless.
+        id: RequestId,
+    },
+    /// Ask a voter of the shard to lead it.
+    TransferLeader {
+        /// The shard.
+        shard: ShardId,
+        /// Who should lead.
+        to: NodeId,
+    },
+    /// Make a token with which a host may join.
+    CreateToken {
+        /// How long it is valid. Unit: s.
+        ttl_s: u64,
+    },
+    /// Sign a certificate for a host that shows a token; the only request a caller without certificate may make.
+    Join {
+        /// The token.
+        token: String,
+        /// Certificate signing request, PEM.
+        csr_pem: String,
+        /// The name the node wants.
+        name: String,
+        /// Where it will be reached.
+        address: String,
+        /// Its failure domain.
+        zone: String,
+    },
+    /// Add a node to the directory (made by the node that signed its certificate).
+    RegisterNode {
+        /// The node; its id is given by the directory where it is 0.
+        node: NodeInfo,
+        /// Makes a repeat harmless.
+        id: RequestId,
+    },
+}
+
+/// One change of one entity.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Write {
+    /// Service.
+    pub service: String,
+    /// Entity key; empty in a POST, where the router makes it from `id`.
+    pub key: String,
+    /// Names this write for ever.
+    pub id: RequestId,
+    /// What must hold, or nothing is changed.
+    pub condition: Condition,
+    /// What to do.
+    pub change: Change,
+}
+
+/// What must hold for a write to take effect.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub enum Condition {
+    /// Nothing.
+    #[default]
+    Always,
+    /// The entity does not exist.
+    IfAbsent,
+    /// The entity exists in exactly this version.
+    IfVersion(u64),
+}
+
+/// What a write does.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Change {
+    /// Replace the document, or create the entity.
+    Put(Bytes),
+    /// Create the entity under a key made from the request id.
+    Post(Bytes),
+    /// Apply a JSON merge patch (RFC 7396) to the existing document.
+    Patch(Bytes),
+    /// Remove the entity.
+    Delete,
+}
+
+/// The answer.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Response {
+    /// It did not work.
+    Error(WireError),
+    /// To `Get`: `None` where there is no such entity.
+    Entity(Option<Entity>),
+    /// To `Write`.
+    Written(Written),
+    /// To `List`.
+    Listed {
+        /// In key order.
+        items: Vec<ListItem>,
+        /// Where to go on; `None` at the end of what was asked for.
+        next: Option<Position>,
+    },
+    /// To `ShowRequest`: what the write did, or `None` where it is not remembered and cannot be told apart
+    /// from one that never arrived.
+    Request(Option<Written>),
+    /// To `Map`.
+    Map(MapView),
+    /// To `Status`.
+    Status(Box<NodeStatus>),
+    /// To `AllocateIds`: the first of the ids.
+    Ids {
+        /// The ids are `first .. first + count`.
+        first: u64,
+    },
+    /// To `SplitShard`: both halves.
+    Split {
+        /// Holds what lies before the split point.
+        left: ShardDescriptor,
+        /// Holds the rest.
+        right: ShardDescriptor,
+    },
+    /// To `TransferLeader`: asked; who leads is seen in the map.
+    Asked,
+    /// To `CreateToken`.
+    Token {
+        /// Secret; whoever shows it may join.
+        token: String,
+    },
+    /// To `Join`.
+    Joined(Box<Joined>),
+    /// To `RegisterNode`.
+    Registered(NodeInfo),
+}
+
+/// What a joining host gets.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Joined {
+    /// Its identity in the cluster.
+    pub node: NodeInfo,
+    /// The cluster.
+    pub cluster: ClusterId,
+    /// Its certificate, PEM.
+    pub certificate_pem: String,
+    /// The cluster's authority, PEM.
+    pub ca_pem: String,
+    /// Members to talk to.
+    pub seeds: Vec<NodeInfo>,
+}
+
+/// An entity as read.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Entity {
+    /// Grows with each write, never repeats, not even after a delete.
+    pub version: u64,
+    /// When it was last written, by the leader's wall clock: a label, not an order. Unit: ms since 1970.
+    pub updated_ms: u64,
+    /// The document as it was put.
+    pub document: Bytes,
+}
+
+/// What a write did.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Written {
+    /// The entity's key (made by the router in a POST).
+    pub key: String,
+    /// The version that this write made.
+    pub version: u64,
+    /// Whether the answer is remembered from an earlier arrival of the same request.
+    pub repeated: bool,
+    /// When it was committed, by the leader's wall clock. Unit: ms since 1970.
+    pub updated_ms: u64,
+    /// The shard that committed it.
+    pub shard: ShardId,
+}
+
+/// One row of a listing.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ListItem {
+    /// Entity key.
+    pub key: String,
+    /// Its version.
+    pub version: u64,
+    /// As in [`Entity`].
+    pub updated_ms: u64,
+    /// Empty where documents were not asked for.
+    pub document: Bytes,
+}
+
+/// How a node sees itself and its cluster. Needs no quorum and no other node.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NodeStatus {
+    /// The node.
+    pub node: NodeId,
+    /// Its name.
+    pub name: String,
+    /// Its cluster.
+    pub cluster: ClusterId,
+    /// Version of its software.
+    pub version: String,
+    /// Since it started. Unit: ms.
+    pub uptime_ms: u64,
+    /// Its copies of shards.
+    pub replicas: Vec<ReplicaStatus>,
+    /// Other nodes, as heard from here.
+    pub peers: Vec<PeerStatus>,
+    /// Who leads the directory, as far as this node knows.
+    pub directory_leader: Option<NodeId>,
+    /// Named counters since start, such as requests by kind and refusals by reason.
+    pub counters: Vec<(String, u64)>,
+    /// Files of the store. Unit: bytes.
+    pub store_bytes: u64,
+    /// Free space where the store lies. Unit: bytes.
+    pub disk_free_bytes: u64,
+    /// What is wrong, each a sentence; empty when all is well.
+    pub findings: Vec<String>,
+}
+
+/// One copy of a shard, as its node sees it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ReplicaStatus {
+    /// The shard, its range and members.
+    pub shard: ShardDescriptor,
+    /// This copy.
+    pub replica: ReplicaDescriptor,
+    /// `leader`, `follower`, `candidate`, `learner`.
+    pub state: String,
+    /// Raft term.
+    pub term: u64,
+    /// Who leads, as this copy knows.
+    pub leader: Option<NodeId>,
+    /// Last index in the log.
+    pub last_index: u64,
+    /// Committed index.
+    pub committed: u64,
+    /// Applied index.
+    pub applied: u64,
+    /// Entities held (may be estimated after a split).
+    pub entities: u64,
+    /// Bytes of keys and documents held (may be estimated after a split).
+    pub bytes: u64,
+    /// Requests per second, over the last seconds; a leader's count.
+    pub requests_per_s: u64,
+    /// Where this copy leads: each follower and how far its log is known to match.
+    pub matched: Vec<(NodeId, u64)>,
+}
+
+/// Another node, as heard from here.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PeerStatus {
+    /// The other node.
+    pub node: NodeId,
+    /// Whether a connection stands.
+    pub connected: bool,
+    /// Since anything was heard from it. Unit: ms. `None`: never.
+    pub heard_ms_ago: Option<u64>,
+}

@@ -1,0 +1,299 @@
+//! Which shard holds a key range, who holds the shard, where those nodes are: each at an epoch or version, so that
+//! of two opinions the newer one is known.
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+
+use super::id::{Epoch, NodeId, ReplicaId, ShardId};
+use super::key::{KeyRange, Position};
+
+/// What a replica counts for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub enum ReplicaRole {
+    /// Votes, and counts towards the majority.
+    Voter,
+    /// Receives the log and does not count.
+    Learner,
+}
+
+/// One copy of a shard: where it is and what it counts for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct ReplicaDescriptor {
+    /// The node that holds it.
+    pub node: NodeId,
+    /// Its name in the Raft group.
+    pub id: ReplicaId,
+    /// Voter or learner.
+    pub role: ReplicaRole,
+}
+
+/// What a shard is at one epoch. The shard's own log is the truth; everything else is a cache of it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ShardDescriptor {
+    /// The shard.
+    pub id: ShardId,
+    /// What it holds.
+    pub range: KeyRange,
+    /// Grows with every change of range or replicas.
+    pub epoch: Epoch,
+    /// Its copies, by replica id.
+    pub replicas: Vec<ReplicaDescriptor>,
+}
+
+impl ShardDescriptor {
+    /// The copy on `node`.
+    pub fn replica_on(&self, node: NodeId) -> Option<&ReplicaDescriptor> {
+        self.replicas.iter().find(|r| r.node == node)
+    }
+
+    /// The copy with this replica id.
+    pub fn replica(&self, id: ReplicaId) -> Option<&ReplicaDescriptor> {
+        self.replicas.iter().find(|r| r.id == id)
+    }
+}
+
+/// Where a node stands in the life of a member; how well it is, is another question (`Health`).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Membership {
+    /// Asked to join.
+    Pending,
+    /// Let in, not yet heard from.
+    Joining,
+    /// A full member.
+    Active,
+    /// Handing everything over.
+    Leaving,
+    /// Left for good; its id is never used again.
+    Gone,
+}
+
+/// What the directory knows of a node.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NodeInfo {
+    /// The node.
+    pub id: NodeId,
+    /// The operator's name for it; also in its certificate.
+    pub name: String,
+    /// `host:port` at which peers and clients reach it.
+    pub address: String,
+    /// Failure domain.
+    pub zone: String,
+    /// Where it stands in the life of a member.
+    pub membership: Membership,
+    /// Identity of its store; 0 until it registered. A store with another identity under the same node id has lost
+    /// what it promised (a wiped or restored disk) and is refused.
+    pub store_id: u128,
+    /// Version of its software, as it said when it registered.
+    pub version: String,
+}
+
+/// A kind of entity with its own key space.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ServiceInfo {
+    /// Name, also the first part of every position.
+    pub name: String,
+    /// Copies wanted of each of its shards.
+    pub replicas: u32,
+    /// Shards it began with.
+    pub presplit: u32,
+}
+
+/// A cache of ranges, members and addresses; every node and client has one, and learns by being corrected.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct ShardMap {
+    /// Version of the directory's state that this one includes.
+    pub version: u64,
+    shards: BTreeMap<ShardId, ShardDescriptor>,
+    by_start: BTreeMap<Position, ShardId>,
+    /// Last known leader of each shard, with the term in which it led.
+    leaders: BTreeMap<ShardId, (u64, NodeId)>,
+    /// Members by id.
+    pub nodes: BTreeMap<NodeId, NodeInfo>,
+    /// Services by name.
+    pub services: BTreeMap<String, ServiceInfo>,
+}
+
+/// All or part of a map on its way to somebody.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MapView {
+    /// Version of the directory's state that this was taken from; 0 where a node tells what it knows by itself.
+    pub version: u64,
+    /// Shards.
+    pub shards: Vec<ShardDescriptor>,
+    /// Shard, term, leader.
+    pub leaders: Vec<(ShardId, u64, NodeId)>,
+    /// Members.
+    pub nodes: Vec<NodeInfo>,
+    /// Services.
+    pub services: Vec<ServiceInfo>,
+}
+
+impl ShardMap {
+    /// The shard that holds `position`, as far as this map knows.
+    pub fn find(&self, position: &Position) -> Option<&ShardDescriptor> {
+        let (_, id) = self.by_start.range(..=position).next_back()?;
+        self.shards.get(id).filter(|shard| shard.range.contains(position))
+    }
+
+    /// The shard with this id.
+    pub fn shard(&self, id: ShardId) -> Option<&ShardDescriptor> {
+        self.shards.get(&id)
+    }
+
+    /// All shards in key order.
+    pub fn shards(&self) -> impl Iterator<Item = &ShardDescriptor> {
+        self.by_start.values().filter_map(|id| self.shards.get(id))
+    }
+
+    /// Who led the shard when last heard of, and in which term.
+    pub fn leader(&self, id: ShardId) -> Option<(u64, NodeId)> {
+        self.leaders.get(&id).copied()
+    }
+
+    /// Takes in a descriptor; says whether it was news. Shards that overlap it with a lower epoch are forgotten: they
+    /// are older views of the same keys.
+    pub fn learn_shard(&mut self, shard: &ShardDescriptor) -> bool {
+        if self
+            .shards
+            .get(&shard.id)
+            .is_some_and(|known| known.epoch >= shard.epoch)
+        {
+            return false;
+        }
+        let overlapping: Vec<ShardId> = self
+            .shards
+            .values()
+            .filter(|s| s.id != shard.id && s.range.overlaps(&shard.range))
+            .map(|s| s.id)
+            .collect();
+        if overlapping.iter().any(|id| self.shards[id].epoch > shard.epoch) {
+            return false;
+        }
+        for id in overlapping {
+            self.forget_shard(id);
+        }
+        self.forget_shard(shard.id);
+        self.by_start.insert(shard.range.start.clone(), shard.id);
+        self.shards.insert(shard.id, shard.clone());
+        true
+    }
+
+    /// Drops a shard that is no more.
+    pub fn forget_shard(&mut self, id: ShardId) {
+        if let Some(old) = self.shards.remove(&id) {
+            if self.by_start.get(&old.range.start) == Some(&id) {
+                self.by_start.remove(&old.range.start);
+            }
+        }
+    }
+
+    /// Takes in who leads; the higher term is right. Says whether it was news.
+    pub fn learn_leader(&mut self, id: ShardId, term: u64, node: NodeId) -> bool {
+        match self.leaders.get(&id) {
+            Some(&(known, leader)) if known > term || (known == term && leader == node) => false,
+            _ => {
+                self.leaders.insert(id, (term, node));
+                true
+            }
+        }
+    }
+
+    /// Forgets who leads, so that the next request asks around; only where `node` is still thought to lead.
+    pub fn doubt_leader(&mut self, id: ShardId, node: NodeId) {
+        if self.leaders.get(&id).is_some_and(|&(_, leader)| leader == node) {
+            self.leaders.remove(&id);
+        }
+    }
+
+    /// Takes in what somebody else knows.
+    pub fn learn(&mut self, view: &MapView) {
+        // Descriptors with low epochs first, or a parent seen before its split would push out the child.
+        let mut shards: Vec<&ShardDescriptor> = view.shards.iter().collect();
+        shards.sort_by_key(|s| s.epoch);
+        for shard in shards {
+            self.learn_shard(shard);
+        }
+        for &(shard, term, node) in &view.leaders {
+            self.learn_leader(shard, term, node);
+        }
+        if view.version >= self.version {
+            self.version = view.version;
+            for node in &view.nodes {
+                self.nodes.insert(node.id, node.clone());
+            }
+            for service in &view.services {
+                self.services.insert(service.name.clone(), service.clone());
+            }
+        }
+    }
+
+    /// Everything this map knows.
+    pub fn view(&self) -> MapView {
+        MapView {
+            version: self.version,
+            shards: self.shards().cloned().collect(),
+            leaders: self
+                .leaders
+                .iter()
+                .map(|(&id, &(term, node))| (id, term, node))
+                .collect(),
+            nodes: self.nodes.values().cloned().collect(),
+            services: self.services.values().cloned().collect(),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn shard(id: u64, epoch: u64, start: &str, end: Option<&str>) -> ShardDescriptor {
+        let end = end.map_or_else(|| Position::end_of("campaign"), |key| Position::new("campaign", key));
+        let range = KeyRange {
+            start: Position::new("campaign", start),
+            end,
+        };
+        ShardDescriptor {
+            id: ShardId(id),
+            range,
+            epoch: Epoch(epoch),
+            replicas: Vec::new(),
+        }
+    }
+
+    #[test]
+    fn finds_the_shard_of_a_position() {
+        let mut map = ShardMap::default();
+        map.learn_shard(&shard(1, 1, "", Some("m")));
+        map.learn_shard(&shard(2, 1, "m", None));
+        let find = |key| map.find(&Position::new("campaign", key)).map(|s| s.id.0);
+        assert_eq!(find("a"), Some(1));
+        assert_eq!(find("m"), Some(2));
+        assert_eq!(map.find(&Position::new("profile", "a")), None);
+    }
+
+    #[test]
+    fn a_stale_parent_never_hides_the_child_of_its_split() {
+        let parent_before = shard(1, 1, "", None);
+        let (parent, child) = (shard(1, 2, "", Some("m")), shard(2, 2, "m", None));
+        for order in [
+            [&parent_before, &parent, &child],
+            [&child, &parent_before, &parent],
+            [&parent, &child, &parent_before],
+        ] {
+            let mut map = ShardMap::default();
+            for descriptor in order {
+                map.learn_shard(descriptor);
+            }
+            assert_eq!(
+                map.find(&Position::new("campaign", "z")).map(|s| s.id),
+                Some(ShardId(2))
+            );
+            assert_eq!(
+                map.find(&Position::new("campaign", "a")).map(|s| s.id),
+                Some(ShardId(1))
+            );
+        }
+    }
+}
