@@ -181,10 +181,10 @@ impl ShardMap {
 
     /// Drops a shard that is no more.
     pub fn forget_shard(&mut self, id: ShardId) {
-        if let Some(old) = self.shards.remove(&id) {
-            if self.by_start.get(&old.range.start) == Some(&id) {
-                self.by_start.remove(&old.range.start);
-            }
+        if let Some(old) = self.shards.remove(&id)
+            && self.by_start.get(&old.range.start) == Some(&id)
+        {
+            self.by_start.remove(&old.range.start);
         }
     }
 

@@ -13,4 +13,6 @@ pub mod node;
 pub mod replica;
 mod router;
 pub mod state;
+#[cfg(test)]
+mod tests;
 pub mod time;

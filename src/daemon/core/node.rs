@@ -259,11 +259,11 @@ impl Node {
                 self.snapshot_received(from, *raft, rows, state, effects);
             }
             Input::SnapshotSent { to, shard, delivered } => {
-                if let Some(replica) = self.replicas.get_mut(&shard) {
-                    if let Some(id) = replica.shard.replica_on(to).map(|r| r.id) {
-                        replica.snapshot_sent(id, delivered);
-                        self.touched.insert(shard);
-                    }
+                if let Some(replica) = self.replicas.get_mut(&shard)
+                    && let Some(id) = replica.shard.replica_on(to).map(|r| r.id)
+                {
+                    replica.snapshot_sent(id, delivered);
+                    self.touched.insert(shard);
                 }
             }
             Input::Connected { peer, up } => self.connection(peer, up, effects),
@@ -1255,10 +1255,10 @@ impl Node {
                 meta.entities = entities;
                 meta.bytes = bytes;
                 self.add_replica(meta, id, orphan);
-                if replica.is_leader() {
-                    if let Some(child) = self.replicas.get_mut(&child) {
-                        child.campaign();
-                    }
+                if replica.is_leader()
+                    && let Some(child) = self.replicas.get_mut(&child)
+                {
+                    child.campaign();
                 }
             }
             (None, None) | (Some(_), None) => {}

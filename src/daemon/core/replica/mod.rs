@@ -188,9 +188,9 @@ impl Replica {
             max_inflight_msgs: INFLIGHT_APPENDS_MAX,
             check_quorum: true,
             pre_vote: true,
-            // One value: the crate would otherwise draw from the thread's generator. Jitter is ours, below.
+            // The crate draws from the thread's generator; `draw_election_timeout` overrides that after every step.
             min_election_tick: ELECTION_TICKS_MIN,
-            max_election_tick: ELECTION_TICKS_MIN + 1,
+            max_election_tick: ELECTION_TICKS_MAX,
             read_only_option: raft::ReadOnlyOption::Safe,
             skip_bcast_commit: false,
             batch_append: false,
@@ -556,7 +556,7 @@ impl Replica {
             let proposal = raft::eraftpb::Message {
                 msg_type: MessageType::MsgPropose,
                 from: self.id.0,
-                entries: vec![entry].into(),
+                entries: vec![entry],
                 ..Default::default()
             };
             match self.raft.raft.step(proposal) {
