@@ -296,10 +296,22 @@ impl Node {
     /// into writes and messages, committed entries into rows and answers. The driver then takes all effects, in
     /// order, before it steps again.
     pub fn settle(&mut self, clock: Clock, state: &mut dyn State, effects: &mut Effects) {
+        self.clock = clock;
+        self.settle_replicas(state, effects);
         if self.stopped {
             return;
         }
-        self.clock = clock;
+        // Last, and only here: snapshots and checkpoints speak of the rows as they are when the driver takes the effects,
+        // so nothing may be applied behind them.
+        self.start_snapshots(effects);
+        self.maybe_checkpoint(effects);
+        self.maybe_stop(effects);
+    }
+
+    fn settle_replicas(&mut self, state: &mut dyn State, effects: &mut Effects) {
+        if self.stopped {
+            return;
+        }
         let seq = self.next_seq;
         let mut batch = LogBatch::default();
         let mut work = std::mem::take(&mut self.touched);
@@ -328,9 +340,6 @@ impl Node {
                 .sum::<usize>();
             effects.push(Effect::Persist { seq, batch });
         }
-        self.start_snapshots(effects);
-        self.maybe_checkpoint(effects);
-        self.maybe_stop(effects);
     }
 
     /// When `Input::Ticked` is due next.
@@ -881,7 +890,7 @@ impl Node {
         let start = replica.shard.range.start.clone();
         // What is ready is taken first: Raft must have nothing else in hand when it takes a snapshot.
         self.touched.insert(raft.shard);
-        self.settle(self.clock, state, effects);
+        self.settle_replicas(state, effects);
         let Some(replica) = self.replicas.get_mut(&raft.shard) else {
             return;
         };
@@ -894,7 +903,7 @@ impl Node {
         let log_from_before = replica.log_from;
         replica.offer_snapshot(from, raft.message, incoming);
         self.touched.insert(raft.shard);
-        self.settle(self.clock, state, effects);
+        self.settle_replicas(state, effects);
         let Some(replica) = self.replicas.get_mut(&raft.shard) else {
             return;
         };

@@ -344,7 +344,9 @@ impl Replica {
 
     /// Raft's clock moves.
     pub fn tick(&mut self, now: Time) {
-        if self.installing.is_some() {
+        // A voter that is alone must not become leader before its log is synced (the crate asserts it).
+        let alone_and_unsynced = self.log().conf_state.voters.len() == 1 && !self.is_idle();
+        if self.installing.is_some() || alone_and_unsynced {
             return;
         }
         self.raft.tick();
