@@ -1,3 +1,4 @@
 //! `isxd`.
+pub mod config;
 pub mod core;
 pub mod store;
