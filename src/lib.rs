@@ -11,6 +11,7 @@
 //! * [`daemon`] is `isxd`: a deterministic [`daemon::core`] between two drivers, `shell` (tokio, quinn, redb) and
 //!   `sim` (virtual clock, faulty network, faulty disk).
 //! * [`ctl`] is `isxctl`.
+//! * [`security`] is certificates and TLS, shared by them all.
 //!
 //! What isx promises is in `docs/promises.md`, how it is built in `docs/design.md`.
 #![forbid(unsafe_code)]
@@ -19,3 +20,4 @@ pub mod client;
 pub mod ctl;
 pub mod daemon;
 pub mod protocol;
+pub mod security;

@@ -1,2 +1,3 @@
 //! `isxd`.
+pub mod config;
 pub mod core;

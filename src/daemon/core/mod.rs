@@ -1,8 +1,16 @@
 //! The core: a node as a pure function over time.
+//!
+//! [`node::Node::step`] takes in what happened, [`node::Node::settle`] gives out what is to be done. No clock, thread,
+//! file, socket or unseeded chance in here; rows are read through [`state::State`].
+pub mod command;
+pub mod directory;
 pub mod effect;
+pub mod entity;
 pub mod event;
 pub mod input;
 pub mod limits;
 pub mod node;
+pub mod replica;
+mod router;
 pub mod state;
 pub mod time;

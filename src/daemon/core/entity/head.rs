@@ -1,0 +1,53 @@
+//! The row every entity has: version, latest requests, document.
+use bytes::Bytes;
+use serde::{Deserialize, Serialize};
+
+use crate::protocol::codec::{self, CodecError};
+use crate::protocol::error::Code;
+use crate::protocol::id::RequestId;
+
+/// An entity's first row. A deleted entity keeps one, without document: its version must never repeat.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct Head {
+    /// Grows with each write; 0 for an entity that was never there (a refused request is remembered all the same).
+    pub version: u64,
+    /// Leader's wall clock at the last write. Unit: ms since 1970.
+    pub updated_ms: u64,
+    /// Whether the entity is there.
+    pub exists: bool,
+    /// Latest requests, oldest first, at most `HEAD_REQUESTS_MAX`.
+    pub requests: Vec<Remembered>,
+    /// Buckets of request rows that may hold older requests: first and last; see `machine`.
+    pub overflow: Option<(u64, u64)>,
+    /// As it was put.
+    pub document: Bytes,
+}
+
+/// What a request did, for the next time it arrives.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Remembered {
+    /// The request.
+    pub id: RequestId,
+    /// Checksum of what it asked for: another content under the same id is refused.
+    pub digest: u32,
+    /// The version it made, or found when it was refused.
+    pub version: u64,
+    /// The refusal, where it was refused.
+    pub refused: Option<Code>,
+    /// Leader's wall clock then. Unit: ms since 1970.
+    pub wall_ms: u64,
+    /// The shard's clock then. Unit: ms.
+    pub shard_time_ms: u64,
+}
+
+impl Head {
+    /// As a row's value.
+    pub fn encode(&self) -> Bytes {
+        codec::encode(self)
+    }
+
+    /// From a row's value.
+    pub fn decode(value: &[u8]) -> Result<Self, CodecError> {
+        codec::decode(value)
+    }
+}

@@ -1,0 +1,1040 @@
+//! One shard's copy on this node: the Raft crate's state machine, its log tail, and what waits on it.
+//!
+//! The crate elects leaders, replicates and commits. Ours is what it leaves to the driver: batching commands into
+//! entries, what may leave before the disk has it, applying, reads, leases, snapshots and the jitter of elections.
+//!
+//! What may leave when, for each `Ready`:
+//!
+//! | before the sync | after the sync |
+//! |---|---|
+//! | a leader's appends and heartbeats (they claim nothing about its own disk) | everything a follower or candidate says |
+//! | answers to clients: the entry is on a majority's disks already | the leader counting itself into the majority |
+//!
+//! One exception: while a change of term or vote is unsynced nothing leaves at all. A single voter becomes leader without
+//! a synced term; its appends could reach a learner, a crash could forget the term, and the same term be used again.
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+
+use raft::eraftpb::{ConfState, HardState, MessageType, Snapshot};
+use raft::{RawNode, StateRole};
+
+use super::command::Command;
+use super::effect::{Effect, Effects};
+use super::event::Event;
+use super::input::SessionId;
+use super::limits::*;
+use super::state::{LogSeq, ReplicaMeta, ShardWrite};
+use super::time::{Span, Time};
+use crate::protocol::error::{Code, WireError};
+use crate::protocol::id::{Epoch, NodeId, ReplicaId, RequestId};
+use crate::protocol::key::{KeyRange, Position};
+use crate::protocol::message::{Message, RaftMessage, Row, SnapshotHeader, SnapshotManifest};
+use crate::protocol::request::Request;
+use crate::protocol::shard_map::{ReplicaDescriptor, ReplicaRole, ShardDescriptor};
+
+pub mod log_view;
+use log_view::LogView;
+
+/// Index and term behind which a founder's or a split's log begins. Above 0, so that a replica that starts empty needs a
+/// snapshot, and so learns who the members are.
+pub const LOG_BASE: (u64, u64) = (1, 1);
+
+/// Who waits for an answer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Waiter {
+    /// A caller on this node.
+    Client {
+        /// Connection.
+        session: SessionId,
+        /// Request.
+        tag: u64,
+    },
+    /// A peer that handed a request on.
+    Peer {
+        /// The peer.
+        node: NodeId,
+        /// Its name for the request.
+        id: u64,
+    },
+    /// Nobody: the node's own doing.
+    Own,
+}
+
+/// An answer to come.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Waiting {
+    /// For whom.
+    pub waiter: Waiter,
+    /// Until when.
+    pub deadline: Time,
+    /// The write asked for, to be named when its outcome is not known.
+    pub id: RequestId,
+}
+
+/// A read that waits until the leader is sure to be one.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Read {
+    /// For whom.
+    pub waiting: Waiting,
+    /// What is read.
+    pub request: Request,
+}
+
+struct ReadRound {
+    context: u64,
+    started: Time,
+    /// Set when a majority has confirmed the round: what must be applied first.
+    index: Option<u64>,
+    reads: Vec<Read>,
+}
+
+/// Messages that wait for a log write.
+struct Held {
+    seq: LogSeq,
+    /// Raft's number of the ready, to be reported as persisted.
+    number: u64,
+    messages: Vec<raft::eraftpb::Message>,
+}
+
+/// A snapshot that has arrived and that Raft is asked about.
+pub struct Incoming {
+    /// What it is of.
+    pub manifest: SnapshotManifest,
+    /// All rows.
+    pub rows: Vec<Row>,
+    /// Raft's part.
+    pub snapshot: (u64, u64),
+}
+
+/// Entries of one step of applying.
+pub struct Committed {
+    /// Index.
+    pub index: u64,
+    /// Term.
+    pub term: u64,
+    /// Command batch.
+    pub data: bytes::Bytes,
+    /// Not a normal entry.
+    pub is_config: bool,
+}
+
+/// One copy of one shard.
+pub struct Replica {
+    /// Range, epoch, members: as of the applied index.
+    pub shard: ShardDescriptor,
+    /// This copy's id.
+    pub id: ReplicaId,
+    node: NodeId,
+    raft: RawNode<LogView>,
+    seed: u64,
+    /// The shard's own clock. Unit: ms.
+    pub shard_time_ms: u64,
+    /// Entities in the shard.
+    pub entities: u64,
+    /// Bytes of keys and documents in the shard.
+    pub bytes: u64,
+    /// Log writes up to here do not count for this replica.
+    pub log_from: LogSeq,
+    /// Something changed that a checkpoint should have.
+    pub dirty: bool,
+    /// Commands to be proposed when the step settles.
+    queue: Vec<(Command, Waiting)>,
+    /// Proposed, by index: the term they were proposed in.
+    proposed: BTreeMap<u64, (u64, Vec<Waiting>)>,
+    /// When the last entry was proposed, for the shard's clock.
+    last_proposal: Option<(u64, Time)>,
+    reads: Vec<Read>,
+    round: Option<ReadRound>,
+    next_context: u64,
+    /// Until when reads need no round; only in `lease_term`.
+    lease_until: Time,
+    /// A term in which leadership was offered to somebody else has no leases: the offer may be taken up late.
+    leaseless_term: u64,
+    last_read: Time,
+    held: VecDeque<Held>,
+    /// A ready with this number changed term or vote; until it is synced nothing leaves.
+    hold: u64,
+    synced: u64,
+    last_collected: u64,
+    /// Set while a snapshot is written to disk: the number of its ready and what waits for it.
+    installing: Option<(u64, u64, Vec<raft::eraftpb::Message>)>,
+    /// A snapshot that Raft has been asked to take.
+    pub incoming: Option<Incoming>,
+    /// `MsgSnapshot`s whose rows are to be taken when the step has applied everything.
+    outgoing: Vec<raft::eraftpb::Message>,
+    /// Snapshots under way: replica, since when.
+    pub sending: BTreeMap<ReplicaId, Time>,
+    unsaved_commit: Option<HardState>,
+    told: (StateRole, u64, u64),
+    /// Requests served since the last count, and per second before that.
+    pub served: u64,
+    /// See `served`.
+    pub requests_per_s: u64,
+    /// Applied index at the last checkpoint, for entries that hold back the log.
+    pub applied_at_checkpoint: u64,
+    /// Nodes of replicas that spoke to this one and that its descriptor does not name (yet).
+    correspondents: BTreeMap<ReplicaId, NodeId>,
+}
+
+impl Replica {
+    /// A replica as its meta and log say.
+    pub fn new(meta: &ReplicaMeta, log: LogView, id: ReplicaId, node: NodeId, seed: u64) -> Self {
+        let applied = log.applied.0;
+        let config = raft::Config {
+            id: id.0,
+            election_tick: ELECTION_TICKS,
+            heartbeat_tick: HEARTBEAT_TICKS,
+            applied,
+            max_size_per_msg: APPEND_BYTES_MAX,
+            max_inflight_msgs: INFLIGHT_APPENDS_MAX,
+            check_quorum: true,
+            pre_vote: true,
+            // One value: the crate would otherwise draw from the thread's generator. Jitter is ours, below.
+            min_election_tick: ELECTION_TICKS_MIN,
+            max_election_tick: ELECTION_TICKS_MIN + 1,
+            read_only_option: raft::ReadOnlyOption::Safe,
+            skip_bcast_commit: false,
+            batch_append: false,
+            priority: 0,
+            max_uncommitted_size: UNCOMMITTED_BYTES_MAX,
+            max_committed_size_per_ready: APPLY_BYTES_MAX,
+        };
+        let logger = slog::Logger::root(slog::Discard, slog::o!());
+        let raft = RawNode::new(&config, log, &logger).expect("the configuration is constant and valid");
+        let mut replica = Self {
+            shard: meta.shard.clone(),
+            id,
+            node,
+            raft,
+            seed,
+            shard_time_ms: meta.shard_time_ms,
+            entities: meta.entities,
+            bytes: meta.bytes,
+            log_from: meta.log_from,
+            dirty: true,
+            queue: Vec::new(),
+            proposed: BTreeMap::new(),
+            last_proposal: None,
+            reads: Vec::new(),
+            round: None,
+            next_context: 1,
+            lease_until: Time(0),
+            leaseless_term: 0,
+            last_read: Time(0),
+            held: VecDeque::new(),
+            hold: 0,
+            synced: 0,
+            last_collected: 0,
+            installing: None,
+            incoming: None,
+            outgoing: Vec::new(),
+            sending: BTreeMap::new(),
+            unsaved_commit: None,
+            told: (StateRole::Follower, 0, 0),
+            served: 0,
+            requests_per_s: 0,
+            applied_at_checkpoint: applied,
+            correspondents: BTreeMap::new(),
+        };
+        replica.draw_election_timeout();
+        replica
+    }
+
+    /// Whether this copy knows its range: not yet when it was made by a peer's message and waits for a snapshot.
+    pub fn is_initialized(&self) -> bool {
+        self.shard.epoch > Epoch(0)
+    }
+
+    /// Whether this copy leads, as far as it knows.
+    pub fn is_leader(&self) -> bool {
+        self.raft.raft.state == StateRole::Leader
+    }
+
+    /// Raft's role.
+    pub fn role(&self) -> StateRole {
+        self.raft.raft.state
+    }
+
+    /// Raft's term.
+    pub fn term(&self) -> u64 {
+        self.raft.raft.term
+    }
+
+    /// Whom this copy voted for in its term; 0 for nobody.
+    pub fn vote(&self) -> u64 {
+        self.raft.raft.vote
+    }
+
+    /// Log tail and hard state.
+    pub fn log(&self) -> &LogView {
+        self.raft.store()
+    }
+
+    /// Committed index, as this copy knows.
+    pub fn committed(&self) -> u64 {
+        self.raft.raft.raft_log.committed
+    }
+
+    /// Last index in the log, the unsynced included.
+    pub fn last_index(&self) -> u64 {
+        self.raft.raft.raft_log.last_index()
+    }
+
+    /// Index up to which this copy has applied.
+    pub fn applied(&self) -> u64 {
+        self.log().applied.0
+    }
+
+    /// The node that leads, as this copy knows.
+    pub fn leader(&self) -> Option<NodeId> {
+        let id = self.raft.raft.leader_id;
+        self.shard.replica(ReplicaId(id)).map(|replica| replica.node)
+    }
+
+    /// How this copy stands in the shard.
+    pub fn descriptor(&self) -> ReplicaDescriptor {
+        let learner = ReplicaDescriptor {
+            node: self.node,
+            id: self.id,
+            role: ReplicaRole::Learner,
+        };
+        self.shard.replica(self.id).copied().unwrap_or(learner)
+    }
+
+    /// Followers and how far their logs match; only a leader knows.
+    pub fn matched(&self) -> Vec<(NodeId, u64)> {
+        if !self.is_leader() {
+            return Vec::new();
+        }
+        let progress = self.raft.raft.prs();
+        let of = |replica: &ReplicaDescriptor| Some((replica.node, progress.get(replica.id.0)?.matched));
+        self.shard.replicas.iter().filter_map(of).collect()
+    }
+
+    /// Commands and reads that wait.
+    pub fn waiting(&self) -> usize {
+        self.queue.len() + self.reads.len() + self.proposed.len()
+    }
+
+    /// What a checkpoint keeps of this replica.
+    pub fn meta(&self) -> ReplicaMeta {
+        let log = self.log();
+        ReplicaMeta {
+            shard: self.shard.clone(),
+            conf_state: log.conf_state.clone(),
+            hard_state: self.raft.raft.hard_state(),
+            applied: log.applied.0,
+            applied_term: log.applied.1,
+            log_from: self.log_from,
+            shard_time_ms: self.shard_time_ms,
+            entities: self.entities,
+            bytes: self.bytes,
+            destroyed: false,
+        }
+    }
+
+    /// Whether a snapshot is being written: the replica does nothing until it is.
+    pub fn is_installing(&self) -> bool {
+        self.installing.is_some()
+    }
+
+    /// Stops what a snapshot still on its way to disk would replace: see `installed`.
+    pub fn is_idle(&self) -> bool {
+        self.held.is_empty() && self.installing.is_none()
+    }
+
+    /// Raft's clock moves.
+    pub fn tick(&mut self, now: Time) {
+        if self.installing.is_some() {
+            return;
+        }
+        self.raft.tick();
+        self.draw_election_timeout();
+        // Renew the lease ahead of time while there are readers, so that they never wait for a round.
+        let read_lately = now.since(self.last_read) < Span::secs(1);
+        if self.is_leader()
+            && read_lately
+            && self.round.is_none()
+            && self.leases()
+            && now + LEASE_RENEW > self.lease_until
+        {
+            self.start_round(now);
+        }
+        let stuck = self
+            .round
+            .as_ref()
+            .is_some_and(|r| r.index.is_none() && now.since(r.started) > ROUND_TIMEOUT);
+        if stuck {
+            // Its heartbeats or answers were lost: begin again with a fresh context.
+            if let Some(round) = self.round.take() {
+                self.reads.splice(0..0, round.reads);
+            }
+        }
+    }
+
+    /// A message from another replica of the shard. The error says why it was dropped.
+    pub fn receive(&mut self, node: NodeId, message: raft::eraftpb::Message) -> Result<(), &'static str> {
+        if self.shard.replica(ReplicaId(message.from)).is_none() {
+            self.correspondents.insert(ReplicaId(message.from), node);
+            while self.correspondents.len() > CORRESPONDENTS_MAX {
+                self.correspondents.pop_first();
+            }
+        }
+        if self.installing.is_some() || self.incoming.is_some() {
+            return Err("a snapshot is being installed");
+        }
+        match message.msg_type {
+            MessageType::MsgAppend => {
+                let contiguous = message
+                    .entries
+                    .iter()
+                    .zip(message.index + 1..)
+                    .all(|(entry, index)| entry.index == index);
+                if !contiguous {
+                    return Err("entries are not contiguous");
+                }
+            }
+            MessageType::MsgHeartbeat if message.commit > self.last_index() => {
+                // The leader remembers more of this replica's log than there is: the disk lost what it promised.
+                return Err("the leader remembers a longer log than this replica has");
+            }
+            MessageType::MsgSnapshot => return Err("a snapshot outside its stream"),
+            _ => {}
+        }
+        let result = self.raft.step(message);
+        self.draw_election_timeout();
+        // Errors here are late messages to a candidate or proposals without a leader: nothing to do about them.
+        result.map_err(|_| "raft refused it")
+    }
+
+    /// A snapshot has arrived whole.
+    pub fn offer_snapshot(&mut self, node: NodeId, message: raft::eraftpb::Message, incoming: Incoming) {
+        self.correspondents.insert(ReplicaId(message.from), node);
+        self.incoming = Some(incoming);
+        let _ = self.raft.step(message);
+        self.draw_election_timeout();
+    }
+
+    /// Queues a command for the next entry.
+    pub fn propose(&mut self, command: Command, waiting: Waiting) {
+        self.served += 1;
+        self.queue.push((command, waiting));
+    }
+
+    /// A read at the leader: answered at once where the lease allows (`Ok` with the lease's end), or queued.
+    pub fn read(&mut self, now: Time, lease_allowed: bool, read: Read) -> Option<(Read, Time)> {
+        self.served += 1;
+        self.last_read = now;
+        if lease_allowed && self.leases() && now < self.lease_until {
+            return Some((read, self.lease_until));
+        }
+        self.reads.push(read);
+        None
+    }
+
+    /// Asks another voter to take over. From here on this term has no leases.
+    pub fn transfer(&mut self, to: ReplicaId) {
+        self.leaseless_term = self.term();
+        self.lease_until = Time(0);
+        self.raft.transfer_leader(to.0);
+    }
+
+    /// The voter best suited to take over: alive and furthest along.
+    pub fn successor(&self, alive: &BTreeSet<NodeId>) -> Option<ReplicaDescriptor> {
+        let matched: BTreeMap<NodeId, u64> = self.matched().into_iter().collect();
+        let candidates = self.shard.replicas.iter().filter(|replica| {
+            replica.node != self.node && replica.role == ReplicaRole::Voter && alive.contains(&replica.node)
+        });
+        candidates
+            .max_by_key(|replica| (matched.get(&replica.node).copied(), std::cmp::Reverse(replica.id)))
+            .copied()
+    }
+
+    /// Starts an election without waiting for a timeout: the leader of a split's parent does, for the child.
+    pub fn campaign(&mut self) {
+        let _ = self.raft.campaign();
+        self.draw_election_timeout();
+    }
+
+    /// How a snapshot to a replica ended.
+    pub fn snapshot_sent(&mut self, to: ReplicaId, delivered: bool) {
+        if self.sending.remove(&to).is_some() {
+            let status = if delivered {
+                raft::SnapshotStatus::Finish
+            } else {
+                raft::SnapshotStatus::Failure
+            };
+            self.raft.report_snapshot(to.0, status);
+        }
+    }
+
+    /// Raft is told that a peer can't be reached.
+    pub fn unreachable(&mut self, node: NodeId) {
+        if let (true, Some(replica)) = (self.is_leader(), self.shard.replica_on(node)) {
+            let id = replica.id.0;
+            self.raft.report_unreachable(id);
+        }
+    }
+
+    /// Allows or forbids new snapshots.
+    pub fn allow_snapshots(&mut self, allowed: bool) {
+        self.raft.mut_store().snapshots_allowed = allowed;
+    }
+
+    /// Log writes up to `seq` are synced: what waited for them may leave.
+    pub fn persisted(&mut self, seq: LogSeq, out: &mut Effects) {
+        while self.held.front().is_some_and(|held| held.seq <= seq) {
+            let Some(held) = self.held.pop_front() else { break };
+            self.synced = self.synced.max(held.number);
+            self.raft.on_persist_ready(held.number);
+            self.send(held.messages, out);
+        }
+    }
+
+    /// The snapshot is on disk.
+    pub fn installed(&mut self, out: &mut Effects) {
+        if let Some((number, index, messages)) = self.installing.take() {
+            self.synced = self.synced.max(number);
+            self.raft.on_persist_ready(number);
+            self.raft.advance_apply_to(index);
+            self.send(messages, out);
+        }
+    }
+
+    /// Whether `collect` has something to do.
+    pub fn has_work(&self) -> bool {
+        self.installing.is_none()
+            && (!self.queue.is_empty() || (!self.reads.is_empty() && self.round.is_none()) || self.raft.has_ready())
+    }
+
+    /// Turns queued commands into entries and queued reads into a round.
+    pub fn propose_queued(&mut self, now: Time, wall_ms: u64, failed: &mut Vec<Waiting>) {
+        if !self.queue.is_empty() {
+            self.propose_commands(now, wall_ms, failed);
+        }
+        if !self.reads.is_empty() && self.round.is_none() {
+            if self.is_leader() {
+                if self.raft.raft.commit_to_current_term() {
+                    self.start_round(now);
+                }
+            } else {
+                failed.extend(self.reads.drain(..).map(|read| read.waiting));
+            }
+        }
+    }
+
+    fn propose_commands(&mut self, now: Time, wall_ms: u64, failed: &mut Vec<Waiting>) {
+        let term = self.term();
+        let mut queue = std::mem::take(&mut self.queue).into_iter().peekable();
+        if !self.is_leader() {
+            failed.extend(queue.map(|(_, waiting)| waiting));
+            return;
+        }
+        while queue.peek().is_some() {
+            let (mut commands, mut waiters, mut size) = (Vec::new(), Vec::new(), 0);
+            while let Some((command, _)) = queue.peek() {
+                size += command.size();
+                if !commands.is_empty() && size > ENTRY_BYTES_MAX / 2 {
+                    break;
+                }
+                let Some((command, waiting)) = queue.next() else { break };
+                commands.push(command);
+                waiters.push(waiting);
+            }
+            let elapsed_ms = match self.last_proposal {
+                Some((in_term, at)) if in_term == term => now.since(at).as_millis(),
+                _ => 0,
+            };
+            let payload = super::command::Payload {
+                elapsed_ms,
+                wall_ms,
+                commands,
+            };
+            let entry = raft::eraftpb::Entry {
+                data: payload.encode(),
+                ..Default::default()
+            };
+            let proposal = raft::eraftpb::Message {
+                msg_type: MessageType::MsgPropose,
+                from: self.id.0,
+                entries: vec![entry].into(),
+                ..Default::default()
+            };
+            match self.raft.raft.step(proposal) {
+                Ok(()) => {
+                    // Whole milliseconds only: the rest counts with the next entry.
+                    let counted = match self.last_proposal {
+                        Some((in_term, at)) if in_term == term => at + Span::millis(elapsed_ms),
+                        _ => now,
+                    };
+                    self.last_proposal = Some((term, counted));
+                    self.proposed.insert(self.last_index(), (term, waiters));
+                }
+                Err(_) => failed.extend(waiters),
+            }
+        }
+    }
+
+    /// Takes one `Ready` from Raft: its part of the log write, what may leave at once; what must wait is kept under `seq`.
+    /// Returns committed entries to apply. Call again while `has_ready`.
+    pub fn collect(&mut self, seq: LogSeq, write: &mut Option<ShardWrite>, out: &mut Effects) -> Vec<Committed> {
+        if self.installing.is_some() || !self.raft.has_ready() {
+            return Vec::new();
+        }
+        let mut ready = self.raft.ready();
+        let number = ready.number();
+        self.last_collected = number;
+        if let Some(hard_state) = ready.hs() {
+            let known = &self.raft.store().hard_state;
+            if (hard_state.term, hard_state.vote) != (known.term, known.vote) {
+                self.hold = number;
+            }
+        }
+        let hard_state = ready.hs().cloned();
+        let must_sync = ready.must_sync();
+        if let Some(hard_state) = hard_state {
+            self.raft.mut_store().hard_state = hard_state.clone();
+            self.unsaved_commit = Some(hard_state);
+            self.dirty = true;
+        }
+        for state in ready.take_read_states() {
+            let context = state
+                .request_ctx
+                .get(..8)
+                .and_then(|b| b.try_into().ok())
+                .map(u64::from_be_bytes);
+            if let Some(round) = self.round.as_mut().filter(|round| Some(round.context) == context) {
+                round.index = Some(state.index);
+            }
+        }
+        let mut now_messages = ready.take_messages();
+        let mut late = ready.take_persisted_messages();
+
+        if ready.snapshot().metadata.index > 0 {
+            self.take_snapshot(&mut ready, number, now_messages, late, out);
+            return Vec::new();
+        }
+
+        let entries = ready.take_entries();
+        if !entries.is_empty() {
+            let appended = self.raft.mut_store().append(&entries);
+            assert!(
+                appended,
+                "{}: raft gave entries from {} behind {}",
+                self.shard.id,
+                entries[0].index,
+                self.log().last()
+            );
+        }
+        if must_sync {
+            let write = write.get_or_insert_with(|| ShardWrite {
+                shard: self.shard.id,
+                hard_state: None,
+                entries: Vec::new(),
+                complete: false,
+            });
+            write.hard_state = self.unsaved_commit.take().or(write.hard_state.take());
+            if let Some(front) = entries.first() {
+                write.entries.retain(|entry| entry.index < front.index);
+                write.entries.extend(entries);
+            }
+        }
+        let committed = ready
+            .take_committed_entries()
+            .into_iter()
+            .map(|entry| Committed {
+                index: entry.index,
+                term: entry.term,
+                is_config: entry.entry_type != raft::eraftpb::EntryType::EntryNormal,
+                data: entry.data,
+            })
+            .collect();
+
+        if self.hold > self.synced {
+            late.splice(0..0, now_messages.drain(..));
+        }
+        self.send(now_messages, out);
+        self.raft.advance_append_async(ready);
+        // A ready without anything to sync waits for those before it, or for nothing.
+        let waits_for = if must_sync {
+            Some(seq)
+        } else {
+            self.held.back().map(|held| held.seq)
+        };
+        match waits_for {
+            Some(seq) => self.held.push_back(Held {
+                seq,
+                number,
+                messages: late,
+            }),
+            None => {
+                self.synced = self.synced.max(number);
+                self.raft.on_persist_ready(number);
+                self.send(late, out);
+            }
+        }
+        committed
+    }
+
+    fn take_snapshot(
+        &mut self,
+        ready: &mut raft::Ready,
+        number: u64,
+        mut messages: Vec<raft::eraftpb::Message>,
+        late: Vec<raft::eraftpb::Message>,
+        out: &mut Effects,
+    ) {
+        let snapshot: Snapshot = ready.snapshot().clone();
+        let incoming = self
+            .incoming
+            .take()
+            .expect("raft has a snapshot only after one was offered");
+        let (index, term) = (snapshot.metadata.index, snapshot.metadata.term);
+        assert_eq!(
+            incoming.snapshot,
+            (index, term),
+            "raft took the snapshot that was offered"
+        );
+        assert!(
+            ready.entries().is_empty(),
+            "nothing is stepped behind a snapshot before it is collected"
+        );
+        let before = self.shard.range.clone();
+        self.raft
+            .mut_store()
+            .reset((index, term), snapshot.metadata.conf_state.clone());
+        self.shard = incoming.manifest.shard;
+        self.shard_time_ms = incoming.manifest.shard_time_ms;
+        self.entities = incoming.manifest.entities;
+        self.bytes = incoming.manifest.bytes;
+        self.unsaved_commit = None;
+        self.dirty = true;
+        let mut clear = vec![self.shard.range.clone()];
+        if !before.start.0.is_empty() && before != self.shard.range {
+            clear.push(before);
+        }
+        messages.extend(late);
+        self.installing = Some((number, index, messages));
+        out.push(Effect::Event(Event::SnapshotInstalled {
+            shard: self.shard.id,
+            index,
+            rows: incoming.rows.len() as u64,
+        }));
+        out.push(Effect::Install(Box::new(super::state::Install {
+            meta: self.meta(),
+            clear,
+            rows: incoming.rows,
+        })));
+        let ready = std::mem::take(ready);
+        self.raft.advance_append_async(ready);
+    }
+
+    /// Says that entries up to `index` are applied.
+    pub fn set_applied(&mut self, index: u64, term: u64) {
+        self.raft.mut_store().applied = (index, term);
+        self.dirty = true;
+    }
+
+    /// Tells Raft how far entries are applied, and lets old ones go.
+    pub fn finish_applying(&mut self) {
+        let applied = self.log().applied.0;
+        self.raft.advance_apply_to(applied);
+        // A follower that is further behind than the tail's bounds gets a snapshot: it must not hold the memory.
+        self.raft.mut_store().compact(applied);
+    }
+
+    /// Who waited for the entry at `index`: those whose entry this is, and those whose entry lost its place to it.
+    pub fn take_proposed(&mut self, index: u64, term: u64) -> (Option<Vec<Waiting>>, Vec<Waiting>) {
+        let (mut ours, mut lost) = (None, Vec::new());
+        while let Some(front) = self.proposed.first_entry().filter(|front| *front.key() <= index) {
+            let at = *front.key();
+            let (proposed_in, waiters) = front.remove();
+            if at == index && proposed_in == term {
+                ours = Some(waiters);
+            } else {
+                lost.extend(waiters);
+            }
+        }
+        (ours, lost)
+    }
+
+    /// Reads whose round is confirmed and whose index is applied. The round also gives a lease from its start.
+    pub fn take_reads(&mut self) -> Vec<Read> {
+        let applied = self.applied();
+        let Some(round) = self
+            .round
+            .take_if(|round| round.index.is_some_and(|index| index <= applied))
+        else {
+            return Vec::new();
+        };
+        if self.leases() {
+            self.lease_until = self.lease_until.max(round.started + LEASE);
+        }
+        round.reads
+    }
+
+    /// Requests that can't be answered here any more because another replica leads.
+    pub fn take_orphaned_reads(&mut self) -> Vec<Read> {
+        if self.is_leader() {
+            return Vec::new();
+        }
+        let mut reads = std::mem::take(&mut self.reads);
+        if let Some(round) = self.round.take() {
+            reads.extend(round.reads);
+        }
+        reads
+    }
+
+    /// Waiters whose time is up: reads and queued commands that did nothing, and writes whose outcome is not known.
+    pub fn take_expired(&mut self, now: Time) -> (Vec<Waiting>, Vec<Waiting>) {
+        let (mut harmless, mut unknown) = (Vec::new(), Vec::new());
+        let late = |waiting: &Waiting| waiting.deadline <= now;
+        self.reads.retain(|read| {
+            let expired = late(&read.waiting);
+            harmless.extend(expired.then_some(read.waiting));
+            !expired
+        });
+        if let Some(round) = &mut self.round {
+            round.reads.retain(|read| {
+                let expired = late(&read.waiting);
+                harmless.extend(expired.then_some(read.waiting));
+                !expired
+            });
+        }
+        self.proposed.retain(|_, (_, waiters)| {
+            // Answered waiters leave a placeholder: positions in the batch must stay.
+            for waiting in waiters
+                .iter_mut()
+                .filter(|waiting| late(waiting) && waiting.waiter != Waiter::Own)
+            {
+                unknown.push(*waiting);
+                waiting.waiter = Waiter::Own;
+            }
+            waiters
+                .iter()
+                .any(|waiting| waiting.waiter != Waiter::Own || !late(waiting))
+        });
+        (harmless, unknown)
+    }
+
+    /// `MsgSnapshot`s that are due, brought to the state of this moment.
+    pub fn take_snapshots(&mut self, now: Time, out: &mut Effects) {
+        for mut message in std::mem::take(&mut self.outgoing) {
+            let to = ReplicaId(message.to);
+            let Some(target) = self.shard.replica(to).copied() else {
+                continue;
+            };
+            if !self.is_leader() || self.sending.contains_key(&to) {
+                continue;
+            }
+            let manifest = SnapshotManifest {
+                shard: self.shard.clone(),
+                shard_time_ms: self.shard_time_ms,
+                entities: self.entities,
+                bytes: self.bytes,
+            };
+            let log = self.log();
+            let snapshot = Snapshot {
+                data: crate::protocol::codec::encode(&manifest),
+                metadata: raft::eraftpb::SnapshotMetadata {
+                    conf_state: log.conf_state.clone(),
+                    index: log.applied.0,
+                    term: log.applied.1,
+                },
+            };
+            let index = log.applied.0;
+            message.set_snapshot(snapshot);
+            self.sending.insert(to, now);
+            let raft = RaftMessage {
+                shard: self.shard.id,
+                from: self.id,
+                to,
+                message,
+            };
+            out.push(Effect::Event(Event::SnapshotStarted {
+                shard: self.shard.id,
+                to: target.node,
+                index,
+            }));
+            let (header, range) = (Box::new(SnapshotHeader { raft }), self.shard.range.clone());
+            out.push(Effect::SendSnapshot {
+                to: target.node,
+                header,
+                range,
+            });
+        }
+    }
+
+    /// A change of role or leader, if there was one since it was last asked.
+    pub fn role_change(&mut self) -> Option<Event> {
+        let raft = &self.raft.raft;
+        let current = (raft.state, raft.term, raft.leader_id);
+        if current == self.told {
+            return None;
+        }
+        if current.0 != StateRole::Leader || current.1 != self.told.1 {
+            self.lease_until = Time(0);
+        }
+        self.told = current;
+        let role = role_name(current.0);
+        Some(Event::Role {
+            shard: self.shard.id,
+            term: current.1,
+            role,
+            leader: self.leader(),
+        })
+    }
+
+    /// Entries that are in the log and not applied, for a shard that holds back the trimming of the log.
+    pub fn unapplied(&self) -> Option<ShardWrite> {
+        let entries = self.log().entries_behind(self.applied());
+        (!entries.is_empty()).then(|| ShardWrite {
+            shard: self.shard.id,
+            hard_state: Some(self.raft.raft.hard_state()),
+            entries,
+            complete: true,
+        })
+    }
+
+    fn send(&mut self, messages: Vec<raft::eraftpb::Message>, out: &mut Effects) {
+        for message in messages {
+            if message.msg_type == MessageType::MsgSnapshot {
+                self.outgoing.push(message);
+                continue;
+            }
+            let to = ReplicaId(message.to);
+            let Some(node) = self.node_of(to) else { continue };
+            let raft = RaftMessage {
+                shard: self.shard.id,
+                from: self.id,
+                to,
+                message,
+            };
+            out.push(Effect::Send {
+                to: node,
+                message: Message::Raft(raft),
+            });
+        }
+    }
+
+    /// Replies go to whoever asked, known to this replica's descriptor or not.
+    fn node_of(&self, id: ReplicaId) -> Option<NodeId> {
+        self.shard
+            .replica(id)
+            .map(|r| r.node)
+            .or_else(|| self.correspondents.get(&id).copied())
+    }
+
+    fn start_round(&mut self, now: Time) {
+        let context = self.next_context;
+        self.next_context += 1;
+        self.round = Some(ReadRound {
+            context,
+            started: now,
+            index: None,
+            reads: std::mem::take(&mut self.reads),
+        });
+        self.raft.read_index(context.to_be_bytes().to_vec());
+    }
+
+    fn leases(&self) -> bool {
+        self.is_leader() && self.leaseless_term != self.term()
+    }
+
+    /// Draws this term's election timeout from the node's seed: the same for the same term, so that it can be set again
+    /// after every step; different between terms and nodes, so that candidates do not collide for ever.
+    fn draw_election_timeout(&mut self) {
+        let mix = self.seed ^ self.shard.id.0.rotate_left(40) ^ self.raft.raft.term.rotate_left(20);
+        let ticks = fastrand::Rng::with_seed(mix).usize(ELECTION_TICKS_MIN..ELECTION_TICKS_MAX);
+        self.raft.raft.set_randomized_election_timeout(ticks);
+    }
+}
+
+/// Raft's word for a role.
+pub fn role_name(role: StateRole) -> &'static str {
+    match role {
+        StateRole::Leader => "leader",
+        StateRole::Follower => "follower",
+        StateRole::Candidate => "candidate",
+        StateRole::PreCandidate => "pre-candidate",
+    }
+}
+
+const LEASE_RENEW: Span = Span::millis(100);
+const CORRESPONDENTS_MAX: usize = 16;
+const ROUND_TIMEOUT: Span = Span::millis(150);
+
+/// The error of a request that reached a replica which does not lead.
+pub fn not_leader() -> WireError {
+    let mut error = WireError::new(Code::LeaderChanged, "the shard's leader changed; nothing was done");
+    error.retry_after_ms = 20;
+    error
+}
+
+/// The range of a replica that does not know its range yet.
+pub fn no_range() -> KeyRange {
+    KeyRange {
+        start: Position::default(),
+        end: Position::default(),
+    }
+}
+
+/// Meta of a replica that begins with nothing but its name: a follower to be filled by a snapshot.
+pub fn empty_meta(id: crate::protocol::id::ShardId) -> ReplicaMeta {
+    ReplicaMeta {
+        shard: ShardDescriptor {
+            id,
+            range: no_range(),
+            epoch: Epoch(0),
+            replicas: Vec::new(),
+        },
+        conf_state: ConfState::default(),
+        hard_state: HardState::default(),
+        applied: 0,
+        applied_term: 0,
+        log_from: LogSeq(0),
+        shard_time_ms: 0,
+        entities: 0,
+        bytes: 0,
+        destroyed: false,
+    }
+}
+
+/// Meta of a shard's first copies.
+pub fn first_meta(shard: ShardDescriptor, shard_time_ms: u64) -> ReplicaMeta {
+    let voters = shard
+        .replicas
+        .iter()
+        .filter(|r| r.role == ReplicaRole::Voter)
+        .map(|r| r.id.0)
+        .collect();
+    let learners = shard
+        .replicas
+        .iter()
+        .filter(|r| r.role == ReplicaRole::Learner)
+        .map(|r| r.id.0)
+        .collect();
+    ReplicaMeta {
+        conf_state: ConfState {
+            voters,
+            learners,
+            ..ConfState::default()
+        },
+        hard_state: HardState {
+            term: LOG_BASE.1,
+            vote: 0,
+            commit: LOG_BASE.0,
+        },
+        applied: LOG_BASE.0,
+        applied_term: LOG_BASE.1,
+        shard_time_ms,
+        ..empty_meta(shard.id)
+    }
+    .with_shard(shard)
+}
+
+impl ReplicaMeta {
+    fn with_shard(mut self, shard: ShardDescriptor) -> Self {
+        self.shard = shard;
+        self
+    }
+}

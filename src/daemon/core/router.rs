@@ -1,0 +1,629 @@
+//! Key to shard to leader: answer here, hand on, or refuse.
+use std::ops::ControlFlow;
+
+use super::command::Command;
+use super::effect::{Effect, Effects};
+use super::entity::machine::{self, Context};
+use super::limits::*;
+use super::node::{Forwarded, Node, PlantedBug, bad_split, stale_epoch};
+use super::replica::{Read, Replica, Waiter, Waiting, role_name};
+use super::state::{State, StateError};
+use super::time::Time;
+use crate::protocol::error::{Code, WireError};
+use crate::protocol::id::{DIRECTORY_SHARD, NodeId, RequestId, ShardId};
+use crate::protocol::json;
+use crate::protocol::key::{self, Position, RowKind};
+use crate::protocol::message::{Message, Principal, Role};
+use crate::protocol::request::*;
+use crate::protocol::shard_map::ReplicaRole;
+
+/// Where a request has to go.
+enum Route {
+    /// A replica on this node leads the shard.
+    Here(ShardId),
+    /// Another node does, or knows better.
+    There(NodeId),
+    /// Nowhere at the moment.
+    Nowhere(WireError),
+}
+
+impl Node {
+    /// A request from a caller (`hops` 0) or handed on by a peer.
+    pub(super) fn asked(
+        &mut self,
+        mut waiting: Waiting,
+        principal: Principal,
+        mut request: Request,
+        hops: u8,
+        state: &mut dyn State,
+        effects: &mut Effects,
+    ) {
+        *self.counters.entry(counter(&request)).or_default() += 1;
+        if let Some(id) = request_id(&request) {
+            waiting.id = id;
+        }
+        let checked = allowed(&principal, &request).and_then(|()| self.admit(&mut request, hops));
+        if let Err(error) = checked {
+            *self.counters.entry("refused").or_default() += 1;
+            return self.reply(waiting, Response::Error(error), None, None, effects);
+        }
+        match &request {
+            Request::Map => {
+                let view = self.map.view();
+                return self.reply(waiting, Response::Map(view), None, None, effects);
+            }
+            Request::Status => {
+                let status = self.status();
+                return self.reply(waiting, Response::Status(Box::new(status)), None, None, effects);
+            }
+            _ => {}
+        }
+        match self.route(&request) {
+            Route::Here(shard) => self.asked_here(shard, waiting, request, state, effects),
+            Route::There(node) => self.hand_on(node, waiting, principal, request, hops, effects),
+            Route::Nowhere(error) => self.reply(waiting, Response::Error(error), None, None, effects),
+        }
+    }
+
+    /// Checks what can be checked before a shard is asked. Peers have checked already.
+    fn admit(&self, request: &mut Request, hops: u8) -> Result<(), WireError> {
+        if hops > 0 {
+            return Ok(());
+        }
+        let bad = |error: key::KeyError| WireError::new(Code::BadRequest, format!("{error}; nothing was changed"));
+        let service_exists = |service: &str| {
+            key::check_service(service).map_err(bad)?;
+            if self.map.services.contains_key(service)
+                || self.map.find(&Position::new(service, "")).is_some()
+                || self.config.services.iter().any(|known| known.name == service)
+            {
+                Ok(())
+            } else {
+                Err(WireError::new(
+                    Code::NoService,
+                    format!("there is no service `{service}`; nothing was changed"),
+                ))
+            }
+        };
+        match request {
+            Request::Get { service, key } | Request::ShowRequest { service, key, .. } => {
+                service_exists(service)?;
+                key::check_entity_key(key).map_err(bad)
+            }
+            Request::Write(write) => {
+                service_exists(&write.service)?;
+                if let Change::Post(_) = write.change {
+                    let made = write.id.entity_key();
+                    if !write.key.is_empty() && write.key != made {
+                        let text = "a POST's key is made from its request id; nothing was changed";
+                        return Err(WireError::new(Code::BadRequest, text));
+                    }
+                    write.key = made;
+                }
+                key::check_entity_key(&write.key).map_err(bad)?;
+                let document = match &write.change {
+                    Change::Put(document) | Change::Post(document) | Change::Patch(document) => document,
+                    Change::Delete => return Ok(()),
+                };
+                if document.len() > DOCUMENT_BYTES_MAX {
+                    let text = format!(
+                        "{} bytes, the limit is {DOCUMENT_BYTES_MAX}; nothing was changed",
+                        document.len()
+                    );
+                    return Err(WireError::new(Code::TooLarge, text));
+                }
+                json::check_document(document)
+                    .map_err(|why| WireError::new(Code::BadDocument, format!("{why}; nothing was changed")))
+            }
+            Request::List { from, to, limit, .. } => {
+                if *limit == 0 || from.0.is_empty() || from > to {
+                    return Err(WireError::new(Code::BadRequest, "an empty or reversed range"));
+                }
+                *limit = (*limit).min(LIST_ITEMS_MAX);
+                service_exists(from.parts().0)
+            }
+            Request::AllocateIds { count, .. } if *count == 0 || *count > 100_000 => Err(WireError::new(
+                Code::BadRequest,
+                "between 1 and 100000 ids can be asked for",
+            )),
+            Request::SplitShard { at, .. } => {
+                let (service, key) = at.parts();
+                service_exists(service)?;
+                key::check_entity_key(key.unwrap_or("")).map_err(bad)
+            }
+            Request::CreateToken { .. } | Request::Join { .. } => {
+                let text = "this node does not hold the cluster's signing key; ask a node that has `tls.ca_key` set";
+                Err(WireError::new(Code::BadRequest, text))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    fn route(&self, request: &Request) -> Route {
+        let by_position = |position: &Position| {
+            if let Some(shard) = self.local_shard(position) {
+                return self.route_to(shard);
+            }
+            match self.map.find(position) {
+                Some(shard) => self.route_to(shard.id),
+                None => {
+                    let text = format!("no shard is known for {position}; nothing was done");
+                    let mut error = WireError::new(Code::NoShard, text);
+                    error.retry_after_ms = 50;
+                    Route::Nowhere(error)
+                }
+            }
+        };
+        match request {
+            Request::Get { service, key } | Request::ShowRequest { service, key, .. } => {
+                by_position(&Position::new(service, key))
+            }
+            Request::Write(write) => by_position(&Position::new(&write.service, &write.key)),
+            Request::List { from, .. } => by_position(from),
+            Request::SplitShard { shard, .. } | Request::TransferLeader { shard, .. } => self.route_to(*shard),
+            _ => self.route_to(DIRECTORY_SHARD),
+        }
+    }
+
+    /// The initialized replica on this node whose range holds `position`.
+    fn local_shard(&self, position: &Position) -> Option<ShardId> {
+        let (_, id) = self.by_start.range(..=position).next_back()?;
+        self.replicas
+            .get(id)
+            .filter(|replica| replica.shard.range.contains(position))
+            .map(|_| *id)
+    }
+
+    fn route_to(&self, shard: ShardId) -> Route {
+        let me = self.config.node;
+        let mut leader = None;
+        if let Some(replica) = self.replicas.get(&shard).filter(|replica| replica.is_initialized()) {
+            if replica.is_leader() {
+                return Route::Here(shard);
+            }
+            leader = replica.leader();
+        }
+        let told = self.map.leader(shard).map(|(_, node)| node);
+        let known = self.map.shard(shard);
+        // Somebody who has a copy knows better than this node who leads.
+        let has_copy = || {
+            let replicas = known.map(|shard| shard.replicas.as_slice()).unwrap_or_default();
+            let here = replicas.iter().any(|replica| replica.node == me);
+            replicas
+                .iter()
+                .map(|replica| replica.node)
+                .find(|&node| !here && self.connected.contains(&node))
+        };
+        let reachable = |node: &NodeId| *node != me && self.connected.contains(node);
+        match leader
+            .filter(reachable)
+            .or_else(|| told.filter(reachable))
+            .or_else(has_copy)
+        {
+            Some(node) => Route::There(node),
+            None if known.is_none() => Route::Nowhere(WireError::new(
+                Code::NoSuchShard,
+                format!("no {shard} is known; nothing was done"),
+            )),
+            None => {
+                let mut error = WireError::new(Code::NoLeader, format!("{shard} has no leader; nothing was done"));
+                error.retry_after_ms = 20;
+                Route::Nowhere(error)
+            }
+        }
+    }
+
+    fn hand_on(
+        &mut self,
+        node: NodeId,
+        waiting: Waiting,
+        principal: Principal,
+        request: Request,
+        hops: u8,
+        effects: &mut Effects,
+    ) {
+        let refusal = if hops >= HOPS_MAX {
+            Some(WireError::new(
+                Code::TooManyHops,
+                format!("handed on {hops} times; nothing was done"),
+            ))
+        } else if self.forwards.len() >= PENDING_REQUESTS_MAX {
+            Some(WireError::new(
+                Code::Busy,
+                "too many requests are on their way to other nodes; nothing was done",
+            ))
+        } else {
+            None
+        };
+        if let Some(mut error) = refusal {
+            error.retry_after_ms = 20;
+            return self.reply(waiting, Response::Error(error), None, None, effects);
+        }
+        *self.counters.entry("forwarded").or_default() += 1;
+        let id = self.next_forward;
+        self.next_forward += 1;
+        let timeout_ms = waiting.deadline.since(self.clock.now).as_millis().max(1) as u32;
+        self.forwards.insert(
+            id,
+            Forwarded {
+                waiting,
+                to: node,
+                is_write: request_id(&request).is_some(),
+            },
+        );
+        let message = Message::Forward {
+            id,
+            hops: hops + 1,
+            timeout_ms,
+            principal,
+            request,
+        };
+        effects.push(Effect::Send { to: node, message });
+    }
+
+    fn asked_here(
+        &mut self,
+        shard: ShardId,
+        waiting: Waiting,
+        request: Request,
+        state: &mut dyn State,
+        effects: &mut Effects,
+    ) {
+        let pending: usize = self.replicas.get(&shard).map_or(0, Replica::waiting);
+        if pending >= PENDING_REQUESTS_MAX {
+            let mut error = WireError::new(
+                Code::Busy,
+                format!("{shard} has {pending} requests in hand; nothing was done"),
+            );
+            error.retry_after_ms = 50;
+            return self.reply(waiting, Response::Error(error), None, None, effects);
+        }
+        let refusing = self.refusing;
+        let Some(replica) = self.replicas.get_mut(&shard) else {
+            return;
+        };
+        let refusal = match request {
+            Request::Get { .. } | Request::List { .. } | Request::ShowRequest { .. } => {
+                return self.read_here(shard, waiting, request, state, effects);
+            }
+            Request::Write(write) => {
+                if refusing && write.change != Change::Delete {
+                    Some(WireError::new(
+                        Code::DiskFull,
+                        "the leader's disk is nearly full; nothing was changed",
+                    ))
+                } else {
+                    replica.propose(Command::Write(write), waiting);
+                    None
+                }
+            }
+            Request::SplitShard {
+                epoch, at, child, id, ..
+            } => {
+                let descriptor = replica.shard.clone();
+                if let Some(done) = self.split_done(&descriptor, &at, child) {
+                    return self.reply(waiting, done, None, None, effects);
+                }
+                if descriptor.epoch != epoch {
+                    Some(stale_epoch(&descriptor, epoch))
+                } else if descriptor.range.split(&at).is_none() {
+                    Some(bad_split(&descriptor, &at))
+                } else {
+                    if let Some(replica) = self.replicas.get_mut(&shard) {
+                        replica.propose(Command::Split { epoch, at, child, id }, waiting);
+                    }
+                    None
+                }
+            }
+            Request::TransferLeader { to, .. } => match replica.shard.replica_on(to).copied() {
+                Some(target) if target.role == ReplicaRole::Voter => {
+                    if to != self.config.node {
+                        replica.transfer(target.id);
+                    }
+                    self.touch(shard);
+                    return self.reply(waiting, Response::Asked, None, None, effects);
+                }
+                _ => Some(WireError::new(
+                    Code::BadTarget,
+                    format!("{to} is no voter of {shard}; nothing was changed"),
+                )),
+            },
+            Request::AllocateIds { count, .. } => {
+                replica.propose(
+                    Command::Directory(super::directory::DirectoryCommand::AllocateIds { count }),
+                    waiting,
+                );
+                None
+            }
+            Request::RegisterNode { node, .. } => {
+                replica.propose(
+                    Command::Directory(super::directory::DirectoryCommand::Register(node)),
+                    waiting,
+                );
+                None
+            }
+            Request::Map | Request::Status | Request::CreateToken { .. } | Request::Join { .. } => {
+                Some(WireError::new(Code::BadRequest, "not a request to a shard"))
+            }
+        };
+        match refusal {
+            Some(error) => self.reply(waiting, Response::Error(error), None, None, effects),
+            None => self.touch(shard),
+        }
+    }
+
+    fn read_here(
+        &mut self,
+        shard: ShardId,
+        waiting: Waiting,
+        request: Request,
+        state: &mut dyn State,
+        effects: &mut Effects,
+    ) {
+        let now = self.clock.now;
+        // An answer that goes through another node can't be taken back when it leaves late: those reads ask a majority.
+        let lease_allowed = matches!(waiting.waiter, Waiter::Client { .. });
+        let Some(replica) = self.replicas.get_mut(&shard) else {
+            return;
+        };
+        let unchecked = self.config.planted == PlantedBug::ReadsWithoutQuorum;
+        let read = Read { waiting, request };
+        let immediate = if unchecked {
+            Some((read, Time(u64::MAX)))
+        } else {
+            replica.read(now, lease_allowed, read)
+        };
+        let Some((read, valid_until)) = immediate else {
+            return self.touch(shard);
+        };
+        let Some(replica) = self.replicas.get(&shard) else {
+            return;
+        };
+        match self.serve_read(replica, &read.request, state) {
+            Ok((response, hint)) => self.reply(read.waiting, response, hint, Some(valid_until), effects),
+            Err(error) => self.unreadable(read.waiting, &error, effects),
+        }
+    }
+
+    fn unreadable(&mut self, waiting: Waiting, error: &StateError, effects: &mut Effects) {
+        let wire = WireError::new(Code::Corrupt, error.to_string());
+        self.reply(waiting, Response::Error(wire), None, None, effects);
+        effects.push(Effect::Halt {
+            reason: error.to_string(),
+        });
+    }
+
+    /// Reads rows of a shard that this node is sure to lead.
+    pub(super) fn serve_read(
+        &self,
+        replica: &Replica,
+        request: &Request,
+        state: &dyn State,
+    ) -> Result<(Response, Option<Box<RouteHint>>), StateError> {
+        let stale = |position: &Position| {
+            let text = format!("{} no longer holds {position}", replica.shard.id);
+            (
+                Response::Error(WireError::new(Code::StaleRoute, text)),
+                self.hint_for(position),
+            )
+        };
+        let context = Context {
+            shard: replica.shard.id,
+            wall_ms: self.clock.wall_ms,
+            shard_time_ms: replica.shard_time_ms,
+        };
+        Ok(match request {
+            Request::Get { service, key } => {
+                let position = Position::new(service, key);
+                if !replica.shard.range.contains(&position) {
+                    return Ok(stale(&position));
+                }
+                (Response::Entity(machine::read(&position, state)?), None)
+            }
+            Request::ShowRequest { service, key, id } => {
+                let position = Position::new(service, key);
+                if !replica.shard.range.contains(&position) {
+                    return Ok(stale(&position));
+                }
+                match machine::show_request(service, key, *id, context, state)? {
+                    Some(Err(error)) => (Response::Error(error), None),
+                    Some(Ok(written)) => (Response::Request(Some(written)), None),
+                    None => (Response::Request(None), None),
+                }
+            }
+            Request::List {
+                from,
+                to,
+                limit,
+                documents,
+            } => {
+                if !replica.shard.range.contains(from) {
+                    return Ok(stale(from));
+                }
+                (list(replica, from, to, *limit, *documents, state)?, None)
+            }
+            _ => (Response::Error(WireError::new(Code::BadRequest, "not a read")), None),
+        })
+    }
+
+    fn status(&self) -> NodeStatus {
+        let now = self.clock.now;
+        let replicas = self
+            .replicas
+            .values()
+            .filter(|replica| replica.is_initialized())
+            .map(replica_status)
+            .collect();
+        let nodes = self.map.nodes.keys().filter(|&&node| node != self.config.node);
+        let peers = nodes.map(|node| PeerStatus {
+            node: *node,
+            connected: self.connected.contains(node),
+            heard_ms_ago: self.heard.get(node).map(|&heard| now.since(heard).as_millis()),
+        });
+        let mut findings = Vec::new();
+        if self.refusing {
+            let free = self.disk_free >> 20;
+            findings.push(format!(
+                "disk nearly full, {free} MiB free: writes other than deletes are refused"
+            ));
+        }
+        let leaderless = self
+            .replicas
+            .values()
+            .filter(|replica| replica.leader().is_none())
+            .count();
+        if leaderless > 0 {
+            findings.push(format!("{leaderless} of this node's shards have no leader"));
+        }
+        NodeStatus {
+            node: self.config.node,
+            name: self.config.name.clone(),
+            cluster: self.config.cluster,
+            version: self.config.version.clone(),
+            uptime_ms: now.since(self.started).as_millis(),
+            replicas,
+            peers: peers.collect(),
+            directory_leader: self
+                .replicas
+                .get(&DIRECTORY_SHARD)
+                .and_then(Replica::leader)
+                .or_else(|| self.map.leader(DIRECTORY_SHARD).map(|(_, node)| node)),
+            counters: self
+                .counters
+                .iter()
+                .map(|(&name, &count)| (name.to_owned(), count))
+                .collect(),
+            store_bytes: self.store_bytes,
+            disk_free_bytes: self.disk_free,
+            findings,
+        }
+    }
+}
+
+fn replica_status(replica: &Replica) -> ReplicaStatus {
+    let state = match replica.descriptor().role {
+        ReplicaRole::Learner => "learner",
+        ReplicaRole::Voter if replica.is_installing() => "installing",
+        ReplicaRole::Voter => role_name(replica.role()),
+    };
+    ReplicaStatus {
+        shard: replica.shard.clone(),
+        replica: replica.descriptor(),
+        state: state.to_owned(),
+        term: replica.term(),
+        leader: replica.leader(),
+        last_index: replica.last_index(),
+        committed: replica.committed(),
+        applied: replica.applied(),
+        entities: replica.entities,
+        bytes: replica.bytes,
+        requests_per_s: replica.requests_per_s,
+        matched: replica.matched(),
+    }
+}
+
+fn list(
+    replica: &Replica,
+    from: &Position,
+    to: &Position,
+    limit: u32,
+    documents: bool,
+    state: &dyn State,
+) -> Result<Response, StateError> {
+    let end = to.min(&replica.shard.range.end);
+    let (mut items, mut bytes, mut next, mut bad) = (Vec::new(), 0, None, None);
+    state.scan(&from.0, &end.0, &mut |row, value| {
+        let Some((position, kind, _)) = key::split_row_key(row) else {
+            return ControlFlow::Continue(());
+        };
+        if kind != RowKind::Head as u8 {
+            return ControlFlow::Continue(());
+        }
+        let entity = match machine::decode_head(row, value) {
+            Ok(head) => machine::entity(head),
+            Err(error) => {
+                bad = Some(error);
+                return ControlFlow::Break(());
+            }
+        };
+        let (Some(entity), Some(key)) = (entity, position.parts().1) else {
+            return ControlFlow::Continue(());
+        };
+        if items.len() == limit as usize || bytes >= LIST_BYTES_MAX {
+            next = Some(position.clone());
+            return ControlFlow::Break(());
+        }
+        let document = if documents {
+            entity.document
+        } else {
+            bytes::Bytes::new()
+        };
+        bytes += document.len() + key.len() + 32;
+        items.push(ListItem {
+            key: key.to_owned(),
+            version: entity.version,
+            updated_ms: entity.updated_ms,
+            document,
+        });
+        ControlFlow::Continue(())
+    })?;
+    if let Some(error) = bad {
+        return Err(error);
+    }
+    let more_shards = end < to;
+    Ok(Response::Listed {
+        items,
+        next: next.or_else(|| more_shards.then(|| end.clone())),
+    })
+}
+
+fn allowed(principal: &Principal, request: &Request) -> Result<(), WireError> {
+    let needs = match request {
+        Request::Join { .. } => Role::Nobody,
+        Request::Get { .. } | Request::List { .. } | Request::ShowRequest { .. } | Request::Map | Request::Status => {
+            Role::Viewer
+        }
+        Request::Write(_) => Role::Writer,
+        Request::AllocateIds { .. }
+        | Request::SplitShard { .. }
+        | Request::TransferLeader { .. }
+        | Request::CreateToken { .. }
+        | Request::RegisterNode { .. } => Role::Admin,
+    };
+    if principal.role >= needs {
+        return Ok(());
+    }
+    let text = format!(
+        "`{}` is {:?} and this needs {needs:?}; nothing was changed",
+        principal.name, principal.role
+    );
+    Err(WireError::new(Code::Forbidden, text))
+}
+
+/// The id of a request that changes something.
+fn request_id(request: &Request) -> Option<RequestId> {
+    match request {
+        Request::Write(write) => Some(write.id),
+        Request::SplitShard { id, .. } | Request::AllocateIds { id, .. } | Request::RegisterNode { id, .. } => {
+            Some(*id)
+        }
+        _ => None,
+    }
+}
+
+fn counter(request: &Request) -> &'static str {
+    match request {
+        Request::Get { .. } => "get",
+        Request::Write(write) => match write.change {
+            Change::Put(_) => "put",
+            Change::Post(_) => "post",
+            Change::Patch(_) => "patch",
+            Change::Delete => "delete",
+        },
+        Request::List { .. } => "list",
+        Request::ShowRequest { .. } => "show_request",
+        Request::Map => "map",
+        Request::Status => "status",
+        _ => "admin",
+    }
+}
