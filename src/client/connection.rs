@@ -136,12 +136,23 @@ impl Connection {
                 });
             }
         };
-        let HelloReply::Welcome { cluster, node, software, .. } = reply else {
-            let HelloReply::Refused(error) = reply else { unreachable!("two variants") };
+        let HelloReply::Welcome {
+            cluster,
+            node,
+            software,
+            ..
+        } = reply
+        else {
+            let HelloReply::Refused(error) = reply else {
+                unreachable!("two variants")
+            };
             return Err(DialError::Refused(error));
         };
         if expected.is_some_and(|expected| expected != node.node) {
-            return Err(DialError::Unreachable(format!("another node answers there: {}", node.node)));
+            return Err(DialError::Unreachable(format!(
+                "another node answers there: {}",
+                node.node
+            )));
         }
         let connection = Arc::new(Self {
             node: node.node,
@@ -240,7 +251,8 @@ fn take_answers(buffer: &mut BytesMut, answers: &mut Vec<ResponseFrame>) -> Resu
 }
 
 fn reason(quic: &quinn::Connection, otherwise: &str) -> String {
-    quic.close_reason().map_or_else(|| otherwise.to_owned(), |reason| explain(&reason).to_string())
+    quic.close_reason()
+        .map_or_else(|| otherwise.to_owned(), |reason| explain(&reason).to_string())
 }
 
 /// What a failed connection means, in words that name the certificate where it was one.
@@ -273,11 +285,17 @@ fn explain(error: &ConnectionError) -> DialError {
         49 => "access denied",
         116 => "no certificate where one is required",
         120 => {
-            return DialError::Unreachable("what answers there does not speak isx's protocol (ALPN `isx/1`)".to_owned());
+            return DialError::Unreachable(
+                "what answers there does not speak isx's protocol (ALPN `isx/1`)".to_owned(),
+            );
         }
         _ => return DialError::Unreachable(format!("{who} ended the TLS handshake (alert {alert}): {text}")),
     };
-    let text = if text.is_empty() { String::new() } else { format!(" ({text})") };
+    let text = if text.is_empty() {
+        String::new()
+    } else {
+        format!(" ({text})")
+    };
     DialError::Certificate(format!("{who} was shown {why}{text}"))
 }
 

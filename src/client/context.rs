@@ -101,7 +101,10 @@ impl Contexts {
             return Ok(file.into());
         }
         // XDG base directory specification: a relative path there is to be ignored.
-        if let Some(dir) = set("XDG_CONFIG_HOME").map(PathBuf::from).filter(|dir| dir.is_absolute()) {
+        if let Some(dir) = set("XDG_CONFIG_HOME")
+            .map(PathBuf::from)
+            .filter(|dir| dir.is_absolute())
+        {
             return Ok(dir.join("isx/contexts.toml"));
         }
         let home = set("HOME").ok_or(ContextError::NoPlace)?;

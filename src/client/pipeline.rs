@@ -166,8 +166,10 @@ impl Pipeline {
             return Poll::Ready(Heard::Lost("the request was given up".to_owned()));
         }
         match &mut slot.state {
-            SlotState::Waiting { nudged, .. } if std::mem::take(nudged) => Poll::Ready(Heard::Silent),
-            SlotState::Waiting { waker, .. } => {
+            SlotState::Waiting { waker, nudged, .. } => {
+                if std::mem::take(nudged) {
+                    return Poll::Ready(Heard::Silent);
+                }
                 match waker {
                     Some(waker) => waker.clone_from(context.waker()),
                     None => *waker = Some(context.waker().clone()),
@@ -404,7 +406,10 @@ mod tests {
             &mut vec![answer(second.tag()), answer(second.tag()), answer(77)],
             &mut Vec::new(),
         );
-        assert_eq!(poll(&pipeline, second), Poll::Ready(Heard::Answer(answer(second.tag()))));
+        assert_eq!(
+            poll(&pipeline, second),
+            Poll::Ready(Heard::Answer(answer(second.tag())))
+        );
     }
 
     #[test]
@@ -412,9 +417,17 @@ mod tests {
         let now = Instant::now();
         let later = now + Duration::from_millis(250);
         let pipeline = Pipeline::new(now - Duration::from_secs(60));
-        assert_eq!(pipeline.sweep(now), Duration::ZERO, "nobody waits, so nobody is kept waiting");
-        let short = pipeline.begin(now, now + Duration::from_millis(100), &get("a")).expect("room");
-        let long = pipeline.begin(now, now + Duration::from_secs(5), &get("b")).expect("room");
+        assert_eq!(
+            pipeline.sweep(now),
+            Duration::ZERO,
+            "nobody waits, so nobody is kept waiting"
+        );
+        let short = pipeline
+            .begin(now, now + Duration::from_millis(100), &get("a"))
+            .expect("room");
+        let long = pipeline
+            .begin(now, now + Duration::from_secs(5), &get("b"))
+            .expect("room");
         assert_eq!(pipeline.sweep(later), Duration::from_millis(250));
         assert_eq!(poll(&pipeline, short), Poll::Ready(Heard::TimedOut));
         pipeline.nudge();
@@ -422,6 +435,9 @@ mod tests {
         assert_eq!(poll(&pipeline, long), Poll::Pending);
         pipeline.lose("reset by peer");
         assert_eq!(poll(&pipeline, long), Poll::Ready(Heard::Lost("reset by peer".into())));
-        assert!(matches!(pipeline.begin(later, later, &get("c")), Err(BeginError::Lost(_))));
+        assert!(matches!(
+            pipeline.begin(later, later, &get("c")),
+            Err(BeginError::Lost(_))
+        ));
     }
 }
