@@ -1,2 +1,6 @@
 //! The operator's toolkit.
-fn main() {}
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    ExitCode::from(isx::ctl::run())
+}

@@ -1,0 +1,286 @@
+//! How the cluster is: every node asked directly, whatever answers is shown.
+use std::collections::{BTreeMap, BTreeSet};
+
+use serde_json::{Value, json};
+
+use super::exit;
+use super::output::{self, Format, size, span};
+use super::{Ended, Environment};
+use crate::protocol::id::{NodeId, ShardId};
+use crate::protocol::request::{NodeStatus, ReplicaStatus};
+use crate::protocol::shard_map::{NodeInfo, ReplicaRole, ShardDescriptor};
+
+/// What all nodes that answered know together.
+pub(super) struct Cluster {
+    pub(super) nodes: Vec<NodeInfo>,
+    pub(super) answered: BTreeMap<NodeId, NodeStatus>,
+    pub(super) silent: BTreeMap<NodeId, String>,
+    /// By id; each the newest descriptor anybody told.
+    pub(super) shards: BTreeMap<ShardId, ShardDescriptor>,
+    pub(super) name: String,
+}
+
+/// How one shard is.
+pub(super) struct ShardHealth<'a> {
+    pub(super) shard: &'a ShardDescriptor,
+    /// The status of the copy that leads, as it sees itself.
+    pub(super) leader: Option<(NodeId, &'a ReplicaStatus)>,
+    /// Voters that answered.
+    pub(super) up: usize,
+    pub(super) voters: usize,
+    /// Entries that the slowest copy is behind its leader.
+    pub(super) lag: u64,
+}
+
+impl ShardHealth<'_> {
+    /// Voters that may still go before the shard refuses writes; negative: it does already.
+    pub(super) fn tolerance(&self) -> i64 {
+        self.up as i64 - (self.voters / 2 + 1) as i64
+    }
+
+    pub(super) fn state(&self) -> &'static str {
+        if self.tolerance() < 0 {
+            "no quorum"
+        } else if self.leader.is_none() {
+            "electing"
+        } else if self.up < self.voters {
+            "under-replicated"
+        } else if self.lag > BEHIND_ENTRIES {
+            "catching up"
+        } else {
+            "ok"
+        }
+    }
+}
+
+const BEHIND_ENTRIES: u64 = 2_000;
+
+impl Cluster {
+    pub(super) async fn ask(env: &Environment) -> Result<Self, exit::CtlError> {
+        let client = env.connect().await?;
+        let (mut nodes, mut answered, mut silent) = (Vec::new(), BTreeMap::new(), BTreeMap::new());
+        let mut shards: BTreeMap<ShardId, ShardDescriptor> = BTreeMap::new();
+        for (node, status) in client.statuses().await {
+            match status {
+                Ok(status) => {
+                    answered.insert(node.id, status);
+                }
+                Err(error) => {
+                    silent.insert(node.id, error.to_string());
+                }
+            }
+            nodes.push(node);
+        }
+        let map = client.cached_map();
+        let told = answered
+            .values()
+            .flat_map(|status| status.replicas.iter().map(|replica| &replica.shard));
+        for shard in map.shards.iter().chain(told) {
+            let known = shards.entry(shard.id).or_insert_with(|| shard.clone());
+            if known.epoch < shard.epoch {
+                *known = shard.clone();
+            }
+        }
+        let context = env.cli.context.clone();
+        let name = context
+            .or_else(current_context)
+            .unwrap_or_else(|| client.cluster().to_string());
+        Ok(Self {
+            nodes,
+            answered,
+            silent,
+            shards,
+            name,
+        })
+    }
+
+    pub(super) fn health_of<'a>(&'a self, shard: &'a ShardDescriptor) -> ShardHealth<'a> {
+        let of = |node: NodeId| {
+            let status = self.answered.get(&node)?;
+            status.replicas.iter().find(|replica| replica.shard.id == shard.id)
+        };
+        let voters: Vec<NodeId> = shard
+            .replicas
+            .iter()
+            .filter(|r| r.role == ReplicaRole::Voter)
+            .map(|r| r.node)
+            .collect();
+        let copies = shard
+            .replicas
+            .iter()
+            .filter_map(|replica| Some((replica.node, of(replica.node)?)));
+        // Two may think so for a moment; the higher term is right.
+        let leader = copies
+            .clone()
+            .filter(|(_, status)| status.state == "leader")
+            .max_by_key(|(_, status)| status.term);
+        let last = leader.map_or(0, |(_, status)| status.committed);
+        let lag = copies
+            .map(|(_, status)| last.saturating_sub(status.applied))
+            .max()
+            .unwrap_or(0);
+        ShardHealth {
+            shard,
+            leader,
+            up: voters.iter().filter(|&&node| of(node).is_some()).count(),
+            voters: voters.len(),
+            lag: if leader.is_some() { lag } else { 0 },
+        }
+    }
+
+    /// Shards in key order, the directory first.
+    pub(super) fn in_order(&self) -> Vec<ShardHealth<'_>> {
+        let mut shards: Vec<&ShardDescriptor> = self.shards.values().collect();
+        shards.sort_by(|a, b| a.range.start.cmp(&b.range.start));
+        shards.into_iter().map(|shard| self.health_of(shard)).collect()
+    }
+
+    pub(super) fn node_name(&self, id: NodeId) -> String {
+        self.nodes
+            .iter()
+            .find(|node| node.id == id)
+            .map_or_else(|| id.to_string(), |node| node.name.clone())
+    }
+}
+
+fn current_context() -> Option<String> {
+    use crate::client::context::Contexts;
+    let path = Contexts::path(|variable| std::env::var(variable).ok()).ok()?;
+    Contexts::read(&path).ok()?.current
+}
+
+pub(super) async fn status(env: &Environment, exit_code: bool) -> Ended {
+    let cluster = Cluster::ask(env).await?;
+    let shards = cluster.in_order();
+    let count = |state: &str| shards.iter().filter(|shard| shard.state() == state).count();
+    let (no_quorum, electing, under, behind) = (
+        count("no quorum"),
+        count("electing"),
+        count("under-replicated"),
+        count("catching up"),
+    );
+    let tolerance = shards.iter().map(ShardHealth::tolerance).min().unwrap_or(0);
+    let mut findings = Vec::new();
+    for (node, why) in &cluster.silent {
+        findings.push(format!("{} does not answer: {why}", cluster.node_name(*node)));
+    }
+    for (&node, status) in &cluster.answered {
+        findings.extend(
+            status
+                .findings
+                .iter()
+                .map(|finding| format!("{}: {finding}", cluster.node_name(node))),
+        );
+    }
+    if no_quorum > 0 {
+        findings.push(format!("{no_quorum} shards have too few copies up and refuse writes"));
+    }
+    if under > 0 {
+        findings.push(format!("{under} shards have a copy that is down"));
+    }
+    if behind > 0 {
+        findings.push(format!("{behind} shards have a copy that is catching up"));
+    }
+    let (word, code) = match (no_quorum + electing, findings.is_empty()) {
+        (0, true) => ("OK", exit::OK),
+        (0, false) => ("WARN", exit::WARN),
+        _ => ("CRITICAL", exit::CRITICAL),
+    };
+    let sum = |of: fn(&ReplicaStatus) -> u64| -> u64 {
+        shards
+            .iter()
+            .filter_map(|shard| shard.leader.map(|(_, status)| of(status)))
+            .sum()
+    };
+    let (entities, bytes, rate) = (sum(|r| r.entities), sum(|r| r.bytes), sum(|r| r.requests_per_s));
+    let store: u64 = cluster.answered.values().map(|status| status.store_bytes).sum();
+    let services: BTreeSet<&str> = shards
+        .iter()
+        .map(|shard| shard.shard.range.service())
+        .filter(|service| !service.is_empty())
+        .collect();
+    let versions: BTreeSet<&str> = cluster
+        .answered
+        .values()
+        .map(|status| status.version.as_str())
+        .collect();
+    let directory = cluster.answered.values().find_map(|status| status.directory_leader);
+
+    if matches!(env.format(), Format::Json | Format::Jsonl) {
+        let silent: Vec<Value> = cluster
+            .silent
+            .iter()
+            .map(|(node, why)| json!({"node": cluster.node_name(*node), "why": why}))
+            .collect();
+        let answered: Vec<String> = cluster.answered.keys().map(|&node| cluster.node_name(node)).collect();
+        env.print(&output::pretty(&json!({
+            "schema": "isx.status/1", "cluster": cluster.name, "health": word, "findings": findings,
+            "answeredBy": answered, "missing": silent, "tolerance": {"nodes": tolerance},
+            "shards": {"total": shards.len(), "noQuorum": no_quorum, "electing": electing, "underReplicated": under,
+                       "catchingUp": behind},
+            "data": {"entities": entities, "bytes": bytes, "storeBytes": store}, "traffic": {"perSecond": rate},
+            "directoryLeader": directory.map(|node| cluster.node_name(node)),
+        })))?;
+    } else {
+        let mut text = format!(
+            "cluster   {}   isx {}   {} of {} nodes answered\n",
+            cluster.name,
+            versions.iter().copied().collect::<Vec<_>>().join(", "),
+            cluster.answered.len(),
+            cluster.nodes.len()
+        );
+        text += &match findings.len() {
+            0 => format!("health    {word}\n"),
+            1 => format!("health    {word}  {}\n", findings[0]),
+            n => format!("health    {word}  {n} findings, below\n"),
+        };
+        text += &match tolerance {
+            i64::MIN..0 => "tolerance writes to some shards are refused: too few copies are up\n".to_owned(),
+            0 => "tolerance no further node may be lost without refusing writes\n".to_owned(),
+            n => format!(
+                "tolerance can lose {n} more {} without refusing writes\n",
+                if n == 1 { "node" } else { "nodes" }
+            ),
+        };
+        let down: Vec<String> = cluster.silent.keys().map(|&node| cluster.node_name(node)).collect();
+        text += &format!(
+            "nodes     {}: up {}, down {}",
+            cluster.nodes.len(),
+            cluster.answered.len(),
+            down.len()
+        );
+        text += &if down.is_empty() {
+            "\n".to_owned()
+        } else {
+            format!(" ({})\n", down.join(", "))
+        };
+        text += &format!(
+            "shards    {} in {} services and the directory: no quorum {no_quorum}, electing {electing}, \
+             under-replicated {under}, catching up {behind}\n",
+            shards.len(),
+            services.len()
+        );
+        text += &format!(
+            "data      {entities} entities, {}; files of all nodes {}\n",
+            size(bytes),
+            size(store)
+        );
+        text += &format!("traffic   {rate} req/s\n");
+        let up: Vec<String> = cluster
+            .answered
+            .iter()
+            .map(|(&node, status)| format!("{} {}", cluster.node_name(node), span(status.uptime_ms)))
+            .collect();
+        text += &format!("uptime    {}\n", up.join(", "));
+        let leader = directory.map_or_else(|| "none known".to_owned(), |node| cluster.node_name(node));
+        text += &format!("directory led by {leader}\n");
+        if findings.len() > 1 {
+            for finding in &findings {
+                text += &format!("finding   {finding}\n");
+            }
+        }
+        text += "next      isxctl shard list        isxctl node list\n";
+        env.print(&text)?;
+    }
+    Ok(if exit_code { code } else { exit::OK })
+}
