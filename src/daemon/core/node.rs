@@ -190,10 +190,11 @@ impl Node {
         for founder in &node.config.founders {
             node.map.nodes.insert(founder.id, founder.clone());
         }
-        if fresh {
+        // A founder that crashed before its first checkpoint has a log for shards of which no meta tells.
+        let is_unfounded = recovered.replicas.is_empty();
+        node.recover(recovered, effects)?;
+        if is_unfounded {
             node.found();
-        } else {
-            node.recover(recovered, effects)?;
         }
         if node.replicas.contains_key(&DIRECTORY_SHARD) {
             let directory = Directory::load(state)?;
@@ -382,7 +383,8 @@ impl Node {
         for shard in shards {
             self.map.learn_shard(&shard);
             if let Some(me) = shard.replica_on(self.config.node).copied() {
-                self.add_replica(replica::first_meta(shard, 0), me.id, Orphan::default());
+                let orphan = self.orphans.remove(&shard.id).unwrap_or_default();
+                self.add_replica(replica::first_meta(shard, 0), me.id, orphan);
             }
         }
     }
