@@ -211,7 +211,7 @@ mod tests {
             let error = CtlError::from(WireError::new(code, "what happened; nothing was changed"));
             assert_ne!(error.exit, OK, "{code}");
             assert_eq!(error.exit == UNKNOWN, code.class() == Class::Unknown, "{code}");
-            assert!(code.explain().len() > 40 && code.title().len() > 8, "{code}");
+            assert!(code.explain().len() > 30 && code.title().len() > 8, "{code}");
         }
     }
 
