@@ -504,8 +504,15 @@ impl Replica {
 
     /// Whether `collect` has something to do.
     pub fn has_work(&self) -> bool {
-        self.installing.is_none()
-            && (!self.queue.is_empty() || (!self.reads.is_empty() && self.round.is_none()) || self.raft.has_ready())
+        self.installing.is_none() && (!self.queue.is_empty() || self.can_move_reads() || self.raft.has_ready())
+    }
+
+    /// Whether waiting reads can start a round or be refused. A new leader's reads wait for its first commit: until then
+    /// there is nothing to do for them, and claiming otherwise would keep the node spinning.
+    fn can_move_reads(&self) -> bool {
+        !self.reads.is_empty()
+            && self.round.is_none()
+            && (!self.is_leader() || self.raft.raft.commit_to_current_term())
     }
 
     /// Turns queued commands into entries and queued reads into a round.
