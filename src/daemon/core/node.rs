@@ -195,6 +195,13 @@ impl Node {
         } else {
             node.recover(recovered, effects)?;
         }
+        // What everybody knew at the beginning. Whatever is known better has a higher epoch and stays.
+        if node.is_founder() {
+            let (_, shards) = node.founding();
+            for shard in &shards {
+                node.map.learn_shard(shard);
+            }
+        }
         if node.replicas.contains_key(&DIRECTORY_SHARD) {
             let directory = Directory::load(state)?;
             node.learn_directory(&directory);
@@ -370,21 +377,28 @@ impl Node {
 
     /// The first shards of a new cluster: the same on every founder, so that nobody has to be told.
     fn found(&mut self) {
-        if !self
-            .config
-            .founders
-            .iter()
-            .any(|founder| founder.id == self.config.node)
-        {
-            return;
-        }
-        let (_, shards) = self.founding();
-        for shard in shards {
-            self.map.learn_shard(&shard);
-            if let Some(me) = shard.replica_on(self.config.node).copied() {
-                self.add_replica(replica::first_meta(shard, 0), me.id, Orphan::default());
+        for meta in self.first_metas() {
+            if let Some(me) = meta.shard.replica_on(self.config.node).copied() {
+                self.add_replica(meta, me.id, Orphan::default());
             }
         }
+    }
+
+    fn is_founder(&self) -> bool {
+        let me = self.config.node;
+        self.config.founders.iter().any(|founder| founder.id == me)
+    }
+
+    /// This node's copies of the first shards.
+    fn first_metas(&self) -> Vec<ReplicaMeta> {
+        if !self.is_founder() {
+            return Vec::new();
+        }
+        let (_, shards) = self.founding();
+        let mine = shards
+            .into_iter()
+            .filter(|shard| shard.replica_on(self.config.node).is_some());
+        mine.map(|shard| replica::first_meta(shard, 0)).collect()
     }
 
     fn founding(&self) -> (Vec<ServiceInfo>, Vec<ShardDescriptor>) {
@@ -438,7 +452,11 @@ impl Node {
         (services, shards)
     }
 
-    fn recover(&mut self, recovered: Recovered, effects: &mut Effects) -> Result<(), StateError> {
+    fn recover(&mut self, mut recovered: Recovered, effects: &mut Effects) -> Result<(), StateError> {
+        if recovered.replicas.is_empty() {
+            // It went down before its first checkpoint: the log goes on from the first shards, which are not in it.
+            recovered.replicas = self.first_metas();
+        }
         let mut logs: BTreeMap<ShardId, (ReplicaMeta, LogView)> = BTreeMap::new();
         for meta in recovered.replicas {
             if meta.destroyed {

@@ -201,7 +201,8 @@ impl Node {
             .or_else(has_copy)
         {
             Some(node) => Route::There(node),
-            None if known.is_none() => Route::Nowhere(WireError::new(
+            // The directory always is somewhere, whether this node has heard of it or not.
+            None if known.is_none() && shard != DIRECTORY_SHARD => Route::Nowhere(WireError::new(
                 Code::NoSuchShard,
                 format!("no {shard} is known; nothing was done"),
             )),

@@ -510,9 +510,7 @@ impl Replica {
     /// Whether waiting reads can start a round or be refused. A new leader's reads wait for its first commit: until then
     /// there is nothing to do for them, and claiming otherwise would keep the node spinning.
     fn can_move_reads(&self) -> bool {
-        !self.reads.is_empty()
-            && self.round.is_none()
-            && (!self.is_leader() || self.raft.raft.commit_to_current_term())
+        !self.reads.is_empty() && self.round.is_none() && (!self.is_leader() || self.raft.raft.commit_to_current_term())
     }
 
     /// Turns queued commands into entries and queued reads into a round.
