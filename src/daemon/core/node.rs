@@ -453,9 +453,12 @@ impl Node {
     }
 
     fn recover(&mut self, mut recovered: Recovered, effects: &mut Effects) -> Result<(), StateError> {
-        if recovered.replicas.is_empty() {
-            // It went down before its first checkpoint: the log goes on from the first shards, which are not in it.
-            recovered.replicas = self.first_metas();
+        // It may have gone down before its first checkpoint: the log goes on from the first shards, which are not in it.
+        // (A shard that was removed from this node has left a meta.)
+        for meta in self.first_metas() {
+            if recovered.replicas.iter().all(|known| known.shard.id != meta.shard.id) {
+                recovered.replicas.push(meta);
+            }
         }
         let mut logs: BTreeMap<ShardId, (ReplicaMeta, LogView)> = BTreeMap::new();
         for meta in recovered.replicas {
