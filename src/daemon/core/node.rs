@@ -124,6 +124,12 @@ pub struct Node {
     last_count: Time,
     last_checkpoint: Time,
     checkpoint_running: bool,
+    checkpoint_soon: bool,
+    /// Shards whose metas are in the running checkpoint.
+    checkpointing: Vec<ShardId>,
+    /// Shards that were split off here and are in no checkpoint yet: after a crash only their parent's log makes them
+    /// again.
+    unsaved_births: BTreeSet<ShardId>,
     log_bytes: usize,
     vote_from: Time,
     pub(super) disk_free: u64,
@@ -171,6 +177,9 @@ impl Node {
             last_count: now,
             last_checkpoint: now,
             checkpoint_running: false,
+            checkpoint_soon: false,
+            checkpointing: Vec::new(),
+            unsaved_births: BTreeSet::new(),
             log_bytes: 0,
             // A node that voted or confirmed a lease just before it crashed must not help another leader before that
             // lease is over: it has forgotten whom it last heard from.
@@ -251,8 +260,14 @@ impl Node {
                     }
                 }
             }
-            Input::Checkpointed => self.checkpoint_running = false,
+            Input::Checkpointed => {
+                self.checkpoint_running = false;
+                for shard in std::mem::take(&mut self.checkpointing) {
+                    self.unsaved_births.remove(&shard);
+                }
+            }
             Input::Installed { shard } => {
+                self.unsaved_births.remove(&shard);
                 if let Some(replica) = self.replicas.get_mut(&shard) {
                     replica.installed(effects);
                     self.touched.insert(shard);
@@ -505,7 +520,8 @@ impl Node {
             }
         }
         for (shard, (meta, mut log)) in logs {
-            log.hard_state.commit = log.hard_state.commit.clamp(meta.applied, log.last());
+            let births = self.births_in(&meta.shard, &log);
+            log.hard_state.commit = log.hard_state.commit.max(births).clamp(meta.applied, log.last());
             log.hard_state.term = log.hard_state.term.max(meta.applied_term);
             let Some(me) = meta.shard.replica_on(self.config.node).copied() else {
                 effects.push(Effect::Event(Event::Dropped {
@@ -525,6 +541,40 @@ impl Node {
         Ok(())
     }
 
+    /// The last entry of `log` that split off a shard which has entries of its own in this node's log. It must have been
+    /// committed for those to be written, whatever the hard state remembers. Without it the child would not be born
+    /// again before the parent hears of the commit, and a snapshot of the parent might come first: then the child's
+    /// entries, which this node has acknowledged, would belong to nobody.
+    fn births_in(&self, parent: &ShardDescriptor, log: &LogView) -> u64 {
+        if self.orphans.values().all(|orphan| orphan.entries.is_empty()) {
+            return 0;
+        }
+        let (mut shard, mut last) = (parent.clone(), 0);
+        for entry in log.entries_behind(log.applied.0) {
+            let Ok(payload) = Payload::decode(&entry.data) else {
+                continue;
+            };
+            for command in payload.commands {
+                let Command::Split { epoch, at, child, .. } = command else {
+                    continue;
+                };
+                let Some((left, _)) = shard.range.split(&at).filter(|_| epoch == shard.epoch) else {
+                    continue;
+                };
+                shard.range = left;
+                shard.epoch = Epoch(epoch.0 + 1);
+                if self
+                    .orphans
+                    .get(&child)
+                    .is_some_and(|orphan| !orphan.entries.is_empty())
+                {
+                    last = entry.index;
+                }
+            }
+        }
+        last
+    }
+
     fn replica_seed(&self) -> u64 {
         self.config.seed ^ self.config.node.0.wrapping_mul(0x9e37_79b9_7f4a_7c15)
     }
@@ -541,7 +591,8 @@ impl Node {
             .collect();
         log.append(&behind);
         hard_state.term = hard_state.term.max(meta.hard_state.term);
-        hard_state.commit = hard_state.commit.clamp(base.0, log.last());
+        let births = self.births_in(&meta.shard, &log);
+        hard_state.commit = hard_state.commit.max(births).clamp(base.0, log.last());
         log.hard_state = hard_state;
         let replica = Replica::new(&meta, log, id, self.config.node, self.replica_seed());
         if replica.is_initialized() {
@@ -907,6 +958,11 @@ impl Node {
         };
         if replica.is_installing() {
             return self.drop_message(from, "a snapshot while another one is installed", effects);
+        }
+        if self.unsaved_births.iter().any(|&child| child != raft.shard) {
+            // This may be their parent: its snapshot takes the place of the log entries that make them.
+            self.checkpoint_soon = true;
+            return self.drop_message(from, "a snapshot before a split is checkpointed", effects);
         }
         let start = replica.shard.range.start.clone();
         // What is ready is taken first: Raft must have nothing else in hand when it takes a snapshot.
@@ -1285,6 +1341,7 @@ impl Node {
                 meta.entities = entities;
                 meta.bytes = bytes;
                 self.add_replica(meta, id, orphan);
+                self.unsaved_births.insert(child);
                 if replica.is_leader()
                     && let Some(child) = self.replicas.get_mut(&child)
                 {
@@ -1333,9 +1390,12 @@ impl Node {
 
     fn maybe_checkpoint(&mut self, effects: &mut Effects) {
         let now = self.clock.now;
-        let due = now.since(self.last_checkpoint) >= CHECKPOINT_EVERY || self.log_bytes >= CHECKPOINT_BYTES;
+        let due = self.checkpoint_soon
+            || now.since(self.last_checkpoint) >= CHECKPOINT_EVERY
+            || self.log_bytes >= CHECKPOINT_BYTES;
         if due && !self.checkpoint_running {
             self.last_checkpoint = now;
+            self.checkpoint_soon = false;
             self.checkpoint(effects);
         }
     }
@@ -1365,6 +1425,7 @@ impl Node {
         }
         if !replicas.is_empty() {
             self.checkpoint_running = true;
+            self.checkpointing = replicas.iter().map(|meta| meta.shard.id).collect();
             effects.push(Effect::Checkpoint { replicas });
         }
     }
