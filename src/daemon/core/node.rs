@@ -62,7 +62,7 @@ pub enum PlantedBug {
     None,
     /// Leaders answer reads without asking whether they still lead.
     ReadsWithoutQuorum,
-    /// Now and then a committed entry is applied twice.
+    /// Now and then a committed entry takes effect twice.
     ApplyTwice,
 }
 
@@ -1155,9 +1155,8 @@ impl Node {
             let applied = !committed.is_empty();
             for entry in committed {
                 self.apply(replica, &entry, state, effects)?;
-                let twice = self.config.planted == PlantedBug::ApplyTwice && entry.index % 97 == 0;
-                if twice {
-                    self.apply(replica, &entry, state, effects)?;
+                if self.config.planted == PlantedBug::ApplyTwice && entry.index % 13 == 0 {
+                    self.apply_again(replica, &entry, state)?;
                 }
             }
             if applied {
@@ -1250,6 +1249,26 @@ impl Node {
             }
         }
         replica.set_applied(entry.index, entry.term);
+        Ok(())
+    }
+
+    /// A planted bug: the entry's writes take effect once more, as if nobody remembered their request ids.
+    fn apply_again(&mut self, replica: &Replica, entry: &Committed, state: &mut dyn State) -> Result<(), StateError> {
+        let Ok(payload) = Payload::decode(&entry.data) else {
+            return Ok(());
+        };
+        for command in payload.commands {
+            let Command::Write(mut write) = command else { continue };
+            write.id.0 ^= 1;
+            let context = Context {
+                shard: replica.shard.id,
+                wall_ms: payload.wall_ms,
+                shard_time_ms: replica.shard_time_ms,
+            };
+            if replica.shard.range.contains(&Position::new(&write.service, &write.key)) {
+                let _ = machine::apply(&write, context, state)?;
+            }
+        }
         Ok(())
     }
 
