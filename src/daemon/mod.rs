@@ -1,2 +1,3 @@
 //! `isxd`.
 pub mod core;
+pub mod sim;
