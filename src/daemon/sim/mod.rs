@@ -5,3 +5,4 @@ pub mod clock;
 pub mod lin;
 pub mod network;
 pub mod schedule;
+pub mod workload;
