@@ -2,7 +2,9 @@
 //! clients that write down what they were told, and checkers that judge it.
 pub mod check;
 pub mod clock;
+pub mod fault;
 pub mod lin;
 pub mod network;
 pub mod schedule;
+pub mod trace;
 pub mod workload;
