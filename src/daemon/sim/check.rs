@@ -147,8 +147,9 @@ pub struct Log {
 /// What is known of one shard's log, from any replica.
 #[derive(Debug, Default)]
 struct ShardLog {
-    /// Terms of committed entries by index; 0 where unknown.
-    committed: Vec<u64>,
+    /// Committed entries by index: their term, and the term of the replica that was first seen to know (it was committed
+    /// in that term or an earlier one). 0 where unknown.
+    committed: Vec<(u64, u64)>,
     /// Checksum of every entry that was ever written, by index and term.
     contents: BTreeMap<(u64, u64), u32>,
 }
@@ -232,7 +233,7 @@ impl Log {
     }
 
     /// A replica of a node that has just been made from its store: everything synced must be there.
-    pub fn restarted(&mut self, node: NodeId, replica: &Replica<'_>) -> Result<(), Violation> {
+    pub fn restarted(&self, node: NodeId, replica: &Replica<'_>) -> Result<(), Violation> {
         let Some(progress) = self.replicas.get(&(node, replica.shard.id)) else {
             return Ok(());
         };
@@ -299,12 +300,12 @@ impl Log {
             let Some(term) = (replica.term_at)(index) else { continue };
             let at = index as usize;
             if log.committed.len() <= at {
-                log.committed.resize(at + 1, 0);
+                log.committed.resize(at + 1, (0, 0));
             }
             match log.committed[at] {
-                0 => log.committed[at] = term,
-                known if known == term => {}
-                known => {
+                (0, _) => log.committed[at] = (term, replica.term),
+                (known, _) if known == term => {}
+                (known, _) => {
                     let text = format!(
                         "{shard}: entry {index} was committed in term {known}; on {node} another one of term {term} is"
                     );
@@ -318,19 +319,20 @@ impl Log {
         Ok(())
     }
 
-    /// A new leader has every entry that is known to be committed.
+    /// A new leader has every entry that was committed in a term before its own. (An old candidate may still win its old
+    /// term while newer ones go on.)
     fn complete(&self, node: NodeId, replica: &Replica<'_>) -> Result<(), Violation> {
         let shard = replica.shard.id;
         let Some(log) = self.shards.get(&shard) else {
             return Ok(());
         };
-        for (index, &term) in log.committed.iter().enumerate().rev() {
+        for (index, &(term, known_in)) in log.committed.iter().enumerate().rev() {
             let index = index as u64;
             if index < replica.first_index {
                 break;
             }
             let has = (replica.term_at)(index);
-            if term != 0 && has != Some(term) {
+            if term != 0 && known_in < replica.term && has != Some(term) {
                 let text = format!(
                     "{node} leads {shard} in term {} without entry {index} of term {term}, which is committed; it has {has:?}",
                     replica.term
@@ -614,14 +616,19 @@ fn no_fail(records: &[&Record]) -> Result<(), Violation> {
 fn once(records: &[&Record]) -> Result<(), Violation> {
     let mut versions: BTreeMap<&Bytes, u64> = BTreeMap::new();
     for record in records {
-        if let Outcome::Saw(Some((version, Some(document)))) = &record.outcome {
-            let known = *versions.entry(document).or_insert(*version);
-            if known != *version {
-                let text = format!(
-                    "{document:?} was seen in version {known} and in version {version}: a write took effect twice"
-                );
-                return Err(Violation::new(Property::Once, text));
-            }
+        let (document, version) = match (&record.asked, &record.outcome) {
+            (_, Outcome::Saw(Some((version, Some(document))))) => (document, *version),
+            (Asked::Write { change, .. }, Outcome::Ok(version)) => match change {
+                Change::Put(document) | Change::Post(document) => (document, *version),
+                Change::Patch(_) | Change::Delete => continue,
+            },
+            _ => continue,
+        };
+        let known = *versions.entry(document).or_insert(version);
+        if known != version {
+            let text =
+                format!("{document:?} is in version {known} and in version {version}: a write took effect twice");
+            return Err(Violation::new(Property::Once, text));
         }
     }
     Ok(())

@@ -258,7 +258,10 @@ impl<'a> Search<'a> {
             let mut at = self.entries[ANCHOR].next;
             while at != ANCHOR && !self.entries[at].is_return {
                 let operation = self.entries[at].operation;
-                if let Some(after) = observe(state, self.operations[operation]) {
+                let after = observe(state, self.operations[operation]);
+                if let Some(after) =
+                    after.filter(|after| after.is_exact == state.is_exact || self.has_document(operation))
+                {
                     *state = after;
                     self.take(operation, places);
                     continue 'again;
@@ -269,26 +272,35 @@ impl<'a> Search<'a> {
         }
     }
 
-    /// Writes that may come next: those that were answered first, by version.
+    /// Whether an answer shows the document: then it says which write it saw, not only that it saw one.
+    fn has_document(&self, operation: usize) -> bool {
+        matches!(&self.operations[operation].what, What::Saw(Some((_, Some(_)))))
+    }
+
+    /// What may come next and changes the state: first the write that was answered with the least version, then answers
+    /// that would settle which version the state has, then writes of unknown outcome.
     fn candidates(&mut self, state: &State) -> Vec<usize> {
         let least = self.versioned.iter().find(|(_, op)| !self.done[*op]).map(|(v, _)| *v);
-        let mut known = None;
+        let mut known = Vec::new();
         let mut unknown = Vec::new();
         let mut at = self.entries[ANCHOR].next;
         while at != ANCHOR && !self.entries[at].is_return {
             let index = self.entries[at].operation;
             if let What::Wrote { version, change, .. } = &self.operations[index].what {
                 match version {
-                    Some(version) if Some(*version) == least => known = Some(index),
+                    Some(version) if Some(*version) == least => known.insert(0, index),
                     Some(_) => {}
                     // A delete of what is not there is refused, so it changes nothing.
                     None if matches!(change, Change::Delete) && state.document.is_none() => {}
                     None => unknown.push(index),
                 }
+            } else if observe(state, self.operations[index]).is_some() {
+                known.push(index);
             }
             at = self.entries[at].next;
         }
-        known.into_iter().chain(unknown).collect()
+        known.extend(unknown);
+        known
     }
 
     /// Where each operation's call and return are in the list.
@@ -449,7 +461,7 @@ fn observe(state: &State, operation: &Operation) -> Option<State> {
     Some(state.at(seen))
 }
 
-/// The state after a write, where it can take effect on `state`.
+/// The state after a write or an answer, where it can take effect on `state` or agrees with it.
 fn apply(state: &State, operation: &Operation) -> Option<State> {
     let What::Wrote {
         condition,
@@ -457,7 +469,7 @@ fn apply(state: &State, operation: &Operation) -> Option<State> {
         version,
     } = &operation.what
     else {
-        return None;
+        return observe(state, operation);
     };
     let holds = match condition {
         Condition::Always => true,
@@ -693,6 +705,30 @@ mod tests {
             .add(3, 4, delete(Some(2)))
             .add(5, 6, saw(1, 1))
             .bad();
+    }
+
+    #[test]
+    fn a_version_without_its_document_does_not_settle_too_much() {
+        // Two unknown writes in a row; the first answer shows the version of the second, without its document.
+        history()
+            .add(1, 2, put(1, 1))
+            .add(3, None, put(2, None))
+            .add(
+                4,
+                None,
+                wrote(
+                    Condition::Always,
+                    Change::Patch(Bytes::from_static(br#"{"p":3}"#)),
+                    None,
+                ),
+            )
+            .add(5, 6, What::Saw(Some((3, None))))
+            .add(
+                7,
+                8,
+                What::Saw(Some((3, Some(Bytes::from_static(br#"{"w":2,"p":3}"#))))),
+            )
+            .ok();
     }
 
     #[test]

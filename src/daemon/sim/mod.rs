@@ -2,9 +2,16 @@
 //! clients that write down what they were told, and checkers that judge it.
 pub mod check;
 pub mod clock;
+mod disk;
 pub mod fault;
 pub mod lin;
+mod machine;
 pub mod network;
 pub mod schedule;
+mod stand_in;
 pub mod trace;
 pub mod workload;
+mod world;
+
+pub use disk::Engine;
+pub use world::{Bug, Failure, Options, Report, World, run};

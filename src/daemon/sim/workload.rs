@@ -264,14 +264,7 @@ impl Client {
                 self.wake_at(now + pause, acts);
             }
             Next::Done => self.rest(now, acts),
-            Next::Then(kind, request) => {
-                let role = if matches!(self.mode, Mode::Operator) {
-                    Role::Admin
-                } else {
-                    Role::Writer
-                };
-                self.begin(now, moment, kind, request, role, stage, acts);
-            }
+            Next::Then(kind, request) => self.go_on(now, moment, kind, request, stage, acts),
         }
         Ok(())
     }
@@ -352,6 +345,15 @@ impl Client {
                 if let Some(written) = answer {
                     self.written(record, moment, &written, once)?;
                 }
+                Ok(Next::Done)
+            }
+            // It was refused, and that is remembered.
+            (&Kind::Show(record), Response::Error(error)) => {
+                let Some(outcome) = self.refusal(record, &error, false) else {
+                    return unexpected(&task, &Response::Error(error));
+                };
+                self.records[record].to = Some(moment);
+                self.records[record].outcome = outcome;
                 Ok(Next::Done)
             }
             (Kind::List { service, to }, Response::Listed { items, next }) => {
@@ -734,6 +736,15 @@ impl Client {
         RequestId(self.rng.u128(..))
     }
 
+    /// The next part of something that takes several requests.
+    fn go_on(&mut self, now: Time, moment: Moment, kind: Kind, request: Request, stage: &Stage, acts: &mut Vec<Act>) {
+        let role = match request {
+            Request::SplitShard { .. } | Request::AllocateIds { .. } => Role::Admin,
+            _ => Role::Viewer,
+        };
+        self.begin(now, moment, kind, request, role, stage, acts);
+    }
+
     fn begin(
         &mut self,
         now: Time,
@@ -768,7 +779,7 @@ impl Client {
         let Some(mut task) = self.task.take() else { return };
         if now >= task.give_up_at {
             match self.give_up(task, moment) {
-                Next::Then(kind, request) => self.begin(now, moment, kind, request, Role::Writer, stage, acts),
+                Next::Then(kind, request) => self.go_on(now, moment, kind, request, stage, acts),
                 _ => self.rest(now, acts),
             }
             return;
