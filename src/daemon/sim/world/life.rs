@@ -1,33 +1,12 @@
 //! Starting and losing nodes, and what they are told of their surroundings.
-use std::collections::BTreeMap;
 use std::fmt;
-use std::ops::ControlFlow;
 
-use bytes::Bytes;
-
-use super::super::check::{Cover, Lead, Log, Once, Outcome, Property, Record, Replica, Same, Violation, judge_history};
-use super::super::clock::{DRIFT_PPM_MAX, MachineClock};
-use super::super::disk::{Engine, Media};
-use super::super::fault::{Fault, Plan};
-use super::super::lin::Moment;
-use super::super::machine::{DiskManner, Machine, Process, StateJob};
-use super::super::network::{Network, Place};
-use super::super::schedule::Schedule;
-use super::super::trace::{BriefRequest, BriefResponse, Trace};
-use super::super::workload::{Act, Client, HOT_KEYS, Mode, Stage};
-use crate::daemon::core::effect::{Effect, Effects};
-use crate::daemon::core::input::{Input, SessionId};
-use crate::daemon::core::limits::DISK_RESERVE_BYTES;
-use crate::daemon::core::node::{Node, NodeConfig, PlantedBug, ServiceConfig};
-use crate::daemon::core::state::{LogSeq, State, StoreIdentity};
-use crate::daemon::core::time::{Clock, Span, Time};
-use crate::protocol::codec;
-use crate::protocol::error::{Code, WireError};
-use crate::protocol::id::{ClusterId, NodeId, ShardId};
-use crate::protocol::key::Position;
-use crate::protocol::message::{Message, PeerFrame, Principal, RaftMessage};
-use crate::protocol::request::{Request, Response, RouteHint};
-use crate::protocol::shard_map::{Membership, NodeInfo};
+use super::super::check::{Property, Violation};
+use super::super::machine::{Process, StateJob};
+use crate::daemon::core::effect::Effects;
+use crate::daemon::core::input::Input;
+use crate::daemon::core::node::Node;
+use crate::daemon::core::time::{Span, Time};
 
 use super::*;
 

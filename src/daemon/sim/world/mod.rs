@@ -2,31 +2,26 @@
 //! delays and faults, and lets the checkers look after every round.
 use std::collections::BTreeMap;
 use std::fmt;
-use std::ops::ControlFlow;
 
 use bytes::Bytes;
 
-use super::check::{Cover, Lead, Log, Once, Outcome, Property, Record, Replica, Same, Violation, judge_history};
+use super::check::{Cover, Lead, Log, Once, Outcome, Property, Record, Same, Violation, judge_history};
 use super::clock::{DRIFT_PPM_MAX, MachineClock};
 use super::disk::{Engine, Media};
-use super::fault::{Fault, Plan};
+use super::fault::Plan;
 use super::lin::Moment;
-use super::machine::{DiskManner, Machine, Process, StateJob};
+use super::machine::{DiskManner, Machine};
 use super::network::{Network, Place};
 use super::schedule::Schedule;
-use super::trace::{BriefRequest, BriefResponse, Trace};
-use super::workload::{Act, Client, HOT_KEYS, Mode, Stage};
-use crate::daemon::core::effect::{Effect, Effects};
+use super::trace::{BriefResponse, Trace};
+use super::workload::{Client, HOT_KEYS, Mode, Stage};
 use crate::daemon::core::input::{Input, SessionId};
-use crate::daemon::core::limits::DISK_RESERVE_BYTES;
-use crate::daemon::core::node::{Node, NodeConfig, PlantedBug, ServiceConfig};
-use crate::daemon::core::state::{LogSeq, State, StoreIdentity};
-use crate::daemon::core::time::{Clock, Span, Time};
-use crate::protocol::codec;
-use crate::protocol::error::{Code, WireError};
+use crate::daemon::core::node::{NodeConfig, PlantedBug, ServiceConfig};
+use crate::daemon::core::state::{LogSeq, StoreIdentity};
+use crate::daemon::core::time::{Span, Time};
 use crate::protocol::id::{ClusterId, NodeId, ShardId};
 use crate::protocol::key::Position;
-use crate::protocol::message::{Message, PeerFrame, Principal, RaftMessage};
+use crate::protocol::message::{Message, Principal, RaftMessage};
 use crate::protocol::request::{Request, Response, RouteHint};
 use crate::protocol::shard_map::{Membership, NodeInfo};
 
