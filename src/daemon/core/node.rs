@@ -163,7 +163,12 @@ impl Node {
             next_seq: LogSeq(recovered.last_seq.0 + 1),
             touched: BTreeSet::new(),
             forwards: BTreeMap::new(),
-            next_forward: 1,
+            // Replies to what this node asked before it went down may still be on their way: their names must not be given
+            // out again.
+            next_forward: fastrand::Rng::with_seed(
+                config.seed ^ clock.wall_ms.rotate_left(20) ^ recovered.last_seq.0.rotate_left(42) ^ now.0,
+            )
+            .u64(1..1 << 62),
             orphans: BTreeMap::new(),
             stash: VecDeque::new(),
             unknown_since: BTreeMap::new(),
