@@ -486,6 +486,13 @@ impl Node {
                 self.destroyed.insert(meta.shard.id);
                 continue;
             }
+            if meta.shard.epoch == Epoch(0) {
+                // A replica that was made by a peer's message and never filled: it holds a vote, and its log begins
+                // where a split or a snapshot makes it again.
+                let orphan = self.orphans.entry(meta.shard.id).or_default();
+                orphan.hard_state = Some(meta.hard_state);
+                continue;
+            }
             let base = (meta.applied, meta.applied_term);
             let log = LogView::new(base, meta.hard_state.clone(), meta.conf_state.clone());
             logs.insert(meta.shard.id, (meta, log));
