@@ -318,10 +318,15 @@ impl Replica {
     /// What a checkpoint keeps of this replica.
     pub fn meta(&self) -> ReplicaMeta {
         let log = self.log();
+        let mut hard_state = self.raft.raft.hard_state();
+        // The state file may be synced before the log: it must not call committed what the log may still replace. After
+        // a crash an older entry could lie at that index.
+        let persisted = self.raft.raft.raft_log.persisted;
+        hard_state.commit = hard_state.commit.min(persisted).max(log.applied.0);
         ReplicaMeta {
             shard: self.shard.clone(),
             conf_state: log.conf_state.clone(),
-            hard_state: self.raft.raft.hard_state(),
+            hard_state,
             applied: log.applied.0,
             applied_term: log.applied.1,
             log_from: self.log_from,
