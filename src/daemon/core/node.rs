@@ -86,6 +86,34 @@ pub(super) struct Forwarded {
     pub(super) is_write: bool,
 }
 
+/// The latest requests that a peer handed on. A second copy must not be served: the first may have been answered with an
+/// error that says that nothing happened.
+#[derive(Debug, Default)]
+struct Seen(BTreeSet<u64>);
+
+impl Seen {
+    fn is_new(&mut self, id: u64) -> bool {
+        // Names grow by one within a life of the sender; the next life begins anywhere.
+        let is_too_old = self.0.len() == FORWARDS_SEEN_MAX
+            && self
+                .0
+                .first()
+                .is_some_and(|&oldest| id < oldest && oldest - id < FORWARDS_OF_A_LIFE);
+        if is_too_old || !self.0.insert(id) {
+            return false;
+        }
+        if self.0.len() > FORWARDS_SEEN_MAX {
+            // What is furthest from the newest belongs to an earlier life, or is the oldest of this one.
+            if self.0.last().is_some_and(|&last| last - id > FORWARDS_OF_A_LIFE) {
+                self.0.pop_last();
+            } else {
+                self.0.pop_first();
+            }
+        }
+        true
+    }
+}
+
 /// Log writes found at start for a shard that has no meta yet.
 #[derive(Debug, Default)]
 struct Orphan {
@@ -111,6 +139,7 @@ pub struct Node {
     touched: BTreeSet<ShardId>,
     pub(super) forwards: BTreeMap<u64, Forwarded>,
     pub(super) next_forward: u64,
+    forwards_seen: BTreeMap<NodeId, Seen>,
     orphans: BTreeMap<ShardId, Orphan>,
     stash: VecDeque<(Time, NodeId, RaftMessage)>,
     unknown_since: BTreeMap<ShardId, Time>,
@@ -163,6 +192,7 @@ impl Node {
             next_seq: LogSeq(recovered.last_seq.0 + 1),
             touched: BTreeSet::new(),
             forwards: BTreeMap::new(),
+            forwards_seen: BTreeMap::new(),
             // Replies to what this node asked before it went down may still be on their way: their names must not be given
             // out again.
             next_forward: fastrand::Rng::with_seed(
@@ -814,6 +844,9 @@ impl Node {
                 principal,
                 request,
             } => {
+                if !self.forwards_seen.entry(from).or_default().is_new(id) {
+                    return self.drop_message(from, "a request that was handed on before", effects);
+                }
                 let waiter = Waiter::Peer { node: from, id };
                 let waiting = Waiting {
                     waiter,
@@ -1577,6 +1610,9 @@ pub(super) fn bad_split(shard: &ShardDescriptor, at: &Position) -> WireError {
     )
 }
 
+/// Requests handed on by one peer that are told apart from a second copy. Unit: requests.
+const FORWARDS_SEEN_MAX: usize = 4096;
+const FORWARDS_OF_A_LIFE: u64 = 1 << 40;
 const TICKS_AT_ONCE: u64 = 4;
 const SETTLE_ROUNDS_MAX: u32 = 16;
 const NEWS_MAX: usize = 256;

@@ -7,7 +7,7 @@ use bytes::Bytes;
 use raft::eraftpb::Entry;
 
 use super::lin::{self, Moment, Operation, What};
-use crate::daemon::core::state::{LogBatch, ReplicaMeta};
+use crate::daemon::core::state::{LogBatch, LogSeq, ReplicaMeta};
 use crate::protocol::id::{NodeId, ReplicaId, RequestId, ShardId};
 use crate::protocol::key::KeyRange;
 use crate::protocol::request::{Change, Condition, Written};
@@ -222,8 +222,14 @@ impl Log {
         }
     }
 
-    /// A node went down: what was not synced does not count any more.
-    pub fn crashed(&mut self, node: NodeId) {
+    /// A node went down: what was not synced does not count any more. What was `under_way` may have been written.
+    pub fn crashed(&mut self, node: NodeId, under_way: &[(LogSeq, LogBatch)]) {
+        for write in under_way.iter().flat_map(|(_, batch)| &batch.shards) {
+            if let Some(last) = write.entries.last() {
+                let durable = &mut self.replicas.entry((node, write.shard)).or_default().durable;
+                durable.last_index = durable.last_index.min(last.index);
+            }
+        }
         for (_, progress) in self.of(node) {
             let durable = progress.durable.clone();
             (progress.term, progress.vote) = (durable.term, durable.vote);
@@ -830,7 +836,7 @@ mod tests {
         // After a crash it may be back at what was synced, not before it.
         let crashed = || {
             let mut log = begun();
-            log.crashed(NodeId(1));
+            log.crashed(NodeId(1), &[]);
             log
         };
         let mut kept = Fake::new(2, &[1, 2], 1);

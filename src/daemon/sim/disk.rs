@@ -1,42 +1,73 @@
-//! What survives a crash: the files of one machine's store.
-use super::stand_in::{Disk, Opened};
+//! What survives a crash: the disk of one machine, as the store makes it.
 use crate::daemon::core::state::StoreIdentity;
+use crate::daemon::store::{OpenError, Opened, SimDisk, SimFile, StoreIdentityCheck};
 
 /// What the files are made of.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Engine {
     /// Ordered maps: fast.
     Model,
-    /// redb over a file in memory that forgets what was not synced.
+    /// redb over files in memory that forget what was not synced.
     Redb,
 }
 
-/// The disk of a machine.
+/// The disk of a machine, and whose store is on it.
 pub(super) struct Media {
-    disk: Disk,
+    disk: SimDisk,
+    check: StoreIdentityCheck,
 }
 
 impl Media {
-    pub fn new(_engine: Engine, _identity: StoreIdentity) -> Self {
-        Self { disk: Disk::default() }
+    /// An empty disk.
+    pub fn new(engine: Engine, identity: StoreIdentity) -> Self {
+        Self {
+            disk: match engine {
+                Engine::Model => SimDisk::modelled(),
+                Engine::Redb => SimDisk::redb(),
+            },
+            check: StoreIdentityCheck {
+                cluster: identity.cluster,
+                node: identity.node,
+                create: Some(identity.store_id),
+            },
+        }
     }
-    pub fn open(&self) -> Result<Opened, String> {
-        self.disk.open()
+
+    /// Opens the store, and makes it where there is none.
+    pub fn open(&self) -> Result<Opened, OpenError> {
+        self.disk.open(self.check)
     }
-    /// The next write of the log fails.
-    pub fn fail_log(&self) {
-        self.disk.fail();
+
+    /// The next write of the log fails, in the write or in the sync.
+    pub fn fail_log(&self, in_sync: bool) {
+        self.fail(SimFile::Log, in_sync);
     }
-    pub fn fail_state(&self) {
-        self.disk.fail();
+
+    /// The next write of the state file fails, in the write or in the sync.
+    pub fn fail_state(&self, in_sync: bool) {
+        self.fail(SimFile::State, in_sync);
     }
+
+    /// The machine dies while the log's next write is under way.
     pub fn power_off_log(&self) {
-        self.disk.fail();
+        self.disk.power_off_at_sync(SimFile::Log, 0);
     }
-    pub fn power_off_state(&self) {
-        self.disk.fail();
+
+    /// The machine dies while the state file's next write is under way, before one of its syncs.
+    pub fn power_off_state(&self, syncs: u32) {
+        self.disk.power_off_at_sync(SimFile::State, syncs);
     }
+
+    /// The machine goes down and up; each unsynced sector is kept or lost, as `chance` has it.
     pub fn crash(&self, chance: u64) {
         self.disk.crash(chance);
+    }
+
+    fn fail(&self, file: SimFile, in_sync: bool) {
+        if in_sync {
+            self.disk.fail_sync(file);
+        } else {
+            self.disk.fail_write(file);
+        }
     }
 }

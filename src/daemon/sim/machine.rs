@@ -3,11 +3,11 @@ use std::collections::{BTreeSet, VecDeque};
 
 use super::clock::MachineClock;
 use super::disk::Media;
-use super::stand_in::{CheckpointJob, InstallJob, LogWriter, StateWriter, Store};
 use crate::daemon::core::input::Input;
 use crate::daemon::core::node::{Node, NodeConfig};
 use crate::daemon::core::state::{LogBatch, LogSeq, ReplicaMeta};
 use crate::daemon::core::time::{Span, Time};
+use crate::daemon::store::{CheckpointJob, InstallJob, LogWriter, StateWriter, Store};
 use crate::protocol::id::{NodeId, ShardId};
 
 /// A machine of the cluster.

@@ -8,7 +8,6 @@ pub mod lin;
 mod machine;
 pub mod network;
 pub mod schedule;
-mod stand_in;
 pub mod trace;
 pub mod workload;
 mod world;

@@ -254,7 +254,7 @@ impl World {
         };
         let writing = std::mem::take(&mut process.log_writing);
         if std::mem::take(&mut owner.disk.fails) {
-            owner.media.fail_log();
+            owner.media.fail_log(self.fault_rng.bool());
             assert!(
                 process.log.append(&writing).is_err(),
                 "a write to a failed disk succeeded"
@@ -312,7 +312,7 @@ impl World {
             return Ok(());
         };
         if std::mem::take(&mut owner.disk.fails) {
-            owner.media.fail_state();
+            owner.media.fail_state(self.fault_rng.bool());
             let failed = match job {
                 StateJob::Checkpoint { job, .. } => process.writer.checkpoint(job).is_err(),
                 StateJob::Install { job, .. } => process.writer.install(job).is_err(),

@@ -83,21 +83,21 @@ impl World {
         }
         match process.state_jobs.pop_front() {
             Some(StateJob::Checkpoint { job, .. }) => {
-                owner.media.power_off_state();
+                owner.media.power_off_state(self.fault_rng.u32(..2));
                 let _ = process.writer.checkpoint(job);
             }
             Some(StateJob::Install { job, .. }) => {
-                owner.media.power_off_state();
+                owner.media.power_off_state(self.fault_rng.u32(..2));
                 let _ = process.writer.install(job);
             }
             None => {}
         }
+        self.log.crashed(id, &process.log_writing);
         drop(process);
         owner.media.crash(chance);
         if power {
             owner.clock.reboot(now, Time(self.fault_rng.u64(0..30_000_000_000)));
         }
-        self.log.crashed(id);
         self.trace.note(&[12, id.0]);
         self.trace.line(now, || format!("{id} is down"));
         // Clients with requests there learn of it at once, or by waiting.
