@@ -1,4 +1,5 @@
 //! `isxd`.
 pub mod config;
 pub mod core;
+pub mod sim;
 pub mod store;

@@ -62,7 +62,7 @@ pub enum PlantedBug {
     None,
     /// Leaders answer reads without asking whether they still lead.
     ReadsWithoutQuorum,
-    /// Now and then a committed entry is applied twice.
+    /// Now and then a committed entry takes effect twice.
     ApplyTwice,
 }
 
@@ -84,6 +84,34 @@ pub(super) struct Forwarded {
     pub(super) to: NodeId,
     /// A write may have happened although no answer came.
     pub(super) is_write: bool,
+}
+
+/// The latest requests that a peer handed on. A second copy must not be served: the first may have been answered with an
+/// error that says that nothing happened.
+#[derive(Debug, Default)]
+struct Seen(BTreeSet<u64>);
+
+impl Seen {
+    fn is_new(&mut self, id: u64) -> bool {
+        // Names grow by one within a life of the sender; the next life begins anywhere.
+        let is_too_old = self.0.len() == FORWARDS_SEEN_MAX
+            && self
+                .0
+                .first()
+                .is_some_and(|&oldest| id < oldest && oldest - id < FORWARDS_OF_A_LIFE);
+        if is_too_old || !self.0.insert(id) {
+            return false;
+        }
+        if self.0.len() > FORWARDS_SEEN_MAX {
+            // What is furthest from the newest belongs to an earlier life, or is the oldest of this one.
+            if self.0.last().is_some_and(|&last| last - id > FORWARDS_OF_A_LIFE) {
+                self.0.pop_last();
+            } else {
+                self.0.pop_first();
+            }
+        }
+        true
+    }
 }
 
 /// Log writes found at start for a shard that has no meta yet.
@@ -111,6 +139,7 @@ pub struct Node {
     touched: BTreeSet<ShardId>,
     pub(super) forwards: BTreeMap<u64, Forwarded>,
     pub(super) next_forward: u64,
+    forwards_seen: BTreeMap<NodeId, Seen>,
     orphans: BTreeMap<ShardId, Orphan>,
     stash: VecDeque<(Time, NodeId, RaftMessage)>,
     unknown_since: BTreeMap<ShardId, Time>,
@@ -124,6 +153,12 @@ pub struct Node {
     last_count: Time,
     last_checkpoint: Time,
     checkpoint_running: bool,
+    checkpoint_soon: bool,
+    /// Shards whose metas are in the running checkpoint.
+    checkpointing: Vec<ShardId>,
+    /// Shards that were split off here and are in no checkpoint yet: after a crash only their parent's log makes them
+    /// again.
+    unsaved_births: BTreeSet<ShardId>,
     log_bytes: usize,
     vote_from: Time,
     pub(super) disk_free: u64,
@@ -157,7 +192,13 @@ impl Node {
             next_seq: LogSeq(recovered.last_seq.0 + 1),
             touched: BTreeSet::new(),
             forwards: BTreeMap::new(),
-            next_forward: 1,
+            forwards_seen: BTreeMap::new(),
+            // Replies to what this node asked before it went down may still be on their way: their names must not be given
+            // out again.
+            next_forward: fastrand::Rng::with_seed(
+                config.seed ^ clock.wall_ms.rotate_left(20) ^ recovered.last_seq.0.rotate_left(42) ^ now.0,
+            )
+            .u64(1..1 << 62),
             orphans: BTreeMap::new(),
             stash: VecDeque::new(),
             unknown_since: BTreeMap::new(),
@@ -171,6 +212,9 @@ impl Node {
             last_count: now,
             last_checkpoint: now,
             checkpoint_running: false,
+            checkpoint_soon: false,
+            checkpointing: Vec::new(),
+            unsaved_births: BTreeSet::new(),
             log_bytes: 0,
             // A node that voted or confirmed a lease just before it crashed must not help another leader before that
             // lease is over: it has forgotten whom it last heard from.
@@ -190,11 +234,17 @@ impl Node {
         for founder in &node.config.founders {
             node.map.nodes.insert(founder.id, founder.clone());
         }
-        // A founder that crashed before its first checkpoint has a log for shards of which no meta tells.
-        let is_unfounded = recovered.replicas.is_empty();
-        node.recover(recovered, effects)?;
-        if is_unfounded {
+        if fresh {
             node.found();
+        } else {
+            node.recover(recovered, effects)?;
+        }
+        // What everybody knew at the beginning. Whatever is known better has a higher epoch and stays.
+        if node.is_founder() {
+            let (_, shards) = node.founding();
+            for shard in &shards {
+                node.map.learn_shard(shard);
+            }
         }
         if node.replicas.contains_key(&DIRECTORY_SHARD) {
             let directory = Directory::load(state)?;
@@ -245,8 +295,14 @@ impl Node {
                     }
                 }
             }
-            Input::Checkpointed => self.checkpoint_running = false,
+            Input::Checkpointed => {
+                self.checkpoint_running = false;
+                for shard in std::mem::take(&mut self.checkpointing) {
+                    self.unsaved_births.remove(&shard);
+                }
+            }
             Input::Installed { shard } => {
+                self.unsaved_births.remove(&shard);
                 if let Some(replica) = self.replicas.get_mut(&shard) {
                     replica.installed(effects);
                     self.touched.insert(shard);
@@ -371,22 +427,28 @@ impl Node {
 
     /// The first shards of a new cluster: the same on every founder, so that nobody has to be told.
     fn found(&mut self) {
-        if !self
-            .config
-            .founders
-            .iter()
-            .any(|founder| founder.id == self.config.node)
-        {
-            return;
-        }
-        let (_, shards) = self.founding();
-        for shard in shards {
-            self.map.learn_shard(&shard);
-            if let Some(me) = shard.replica_on(self.config.node).copied() {
-                let orphan = self.orphans.remove(&shard.id).unwrap_or_default();
-                self.add_replica(replica::first_meta(shard, 0), me.id, orphan);
+        for meta in self.first_metas() {
+            if let Some(me) = meta.shard.replica_on(self.config.node).copied() {
+                self.add_replica(meta, me.id, Orphan::default());
             }
         }
+    }
+
+    fn is_founder(&self) -> bool {
+        let me = self.config.node;
+        self.config.founders.iter().any(|founder| founder.id == me)
+    }
+
+    /// This node's copies of the first shards.
+    fn first_metas(&self) -> Vec<ReplicaMeta> {
+        if !self.is_founder() {
+            return Vec::new();
+        }
+        let (_, shards) = self.founding();
+        let mine = shards
+            .into_iter()
+            .filter(|shard| shard.replica_on(self.config.node).is_some());
+        mine.map(|shard| replica::first_meta(shard, 0)).collect()
     }
 
     fn founding(&self) -> (Vec<ServiceInfo>, Vec<ShardDescriptor>) {
@@ -440,11 +502,25 @@ impl Node {
         (services, shards)
     }
 
-    fn recover(&mut self, recovered: Recovered, effects: &mut Effects) -> Result<(), StateError> {
+    fn recover(&mut self, mut recovered: Recovered, effects: &mut Effects) -> Result<(), StateError> {
+        // It may have gone down before its first checkpoint: the log goes on from the first shards, which are not in it.
+        // (A shard that was removed from this node has left a meta.)
+        for meta in self.first_metas() {
+            if recovered.replicas.iter().all(|known| known.shard.id != meta.shard.id) {
+                recovered.replicas.push(meta);
+            }
+        }
         let mut logs: BTreeMap<ShardId, (ReplicaMeta, LogView)> = BTreeMap::new();
         for meta in recovered.replicas {
             if meta.destroyed {
                 self.destroyed.insert(meta.shard.id);
+                continue;
+            }
+            if meta.shard.epoch == Epoch(0) {
+                // A replica that was made by a peer's message and never filled: it holds a vote, and its log begins
+                // where a split or a snapshot makes it again.
+                let orphan = self.orphans.entry(meta.shard.id).or_default();
+                orphan.hard_state = Some(meta.hard_state);
                 continue;
             }
             let base = (meta.applied, meta.applied_term);
@@ -486,7 +562,8 @@ impl Node {
             }
         }
         for (shard, (meta, mut log)) in logs {
-            log.hard_state.commit = log.hard_state.commit.clamp(meta.applied, log.last());
+            let births = self.births_in(&meta.shard, &log);
+            log.hard_state.commit = log.hard_state.commit.max(births).clamp(meta.applied, log.last());
             log.hard_state.term = log.hard_state.term.max(meta.applied_term);
             let Some(me) = meta.shard.replica_on(self.config.node).copied() else {
                 effects.push(Effect::Event(Event::Dropped {
@@ -506,6 +583,40 @@ impl Node {
         Ok(())
     }
 
+    /// The last entry of `log` that split off a shard which has entries of its own in this node's log. It must have been
+    /// committed for those to be written, whatever the hard state remembers. Without it the child would not be born
+    /// again before the parent hears of the commit, and a snapshot of the parent might come first: then the child's
+    /// entries, which this node has acknowledged, would belong to nobody.
+    fn births_in(&self, parent: &ShardDescriptor, log: &LogView) -> u64 {
+        if self.orphans.values().all(|orphan| orphan.entries.is_empty()) {
+            return 0;
+        }
+        let (mut shard, mut last) = (parent.clone(), 0);
+        for entry in log.entries_behind(log.applied.0) {
+            let Ok(payload) = Payload::decode(&entry.data) else {
+                continue;
+            };
+            for command in payload.commands {
+                let Command::Split { epoch, at, child, .. } = command else {
+                    continue;
+                };
+                let Some((left, _)) = shard.range.split(&at).filter(|_| epoch == shard.epoch) else {
+                    continue;
+                };
+                shard.range = left;
+                shard.epoch = Epoch(epoch.0 + 1);
+                if self
+                    .orphans
+                    .get(&child)
+                    .is_some_and(|orphan| !orphan.entries.is_empty())
+                {
+                    last = entry.index;
+                }
+            }
+        }
+        last
+    }
+
     fn replica_seed(&self) -> u64 {
         self.config.seed ^ self.config.node.0.wrapping_mul(0x9e37_79b9_7f4a_7c15)
     }
@@ -522,7 +633,8 @@ impl Node {
             .collect();
         log.append(&behind);
         hard_state.term = hard_state.term.max(meta.hard_state.term);
-        hard_state.commit = hard_state.commit.clamp(base.0, log.last());
+        let births = self.births_in(&meta.shard, &log);
+        hard_state.commit = hard_state.commit.max(births).clamp(base.0, log.last());
         log.hard_state = hard_state;
         let replica = Replica::new(&meta, log, id, self.config.node, self.replica_seed());
         if replica.is_initialized() {
@@ -732,6 +844,9 @@ impl Node {
                 principal,
                 request,
             } => {
+                if !self.forwards_seen.entry(from).or_default().is_new(id) {
+                    return self.drop_message(from, "a request that was handed on before", effects);
+                }
                 let waiter = Waiter::Peer { node: from, id };
                 let waiting = Waiting {
                     waiter,
@@ -888,6 +1003,11 @@ impl Node {
         };
         if replica.is_installing() {
             return self.drop_message(from, "a snapshot while another one is installed", effects);
+        }
+        if self.unsaved_births.iter().any(|&child| child != raft.shard) {
+            // This may be their parent: its snapshot takes the place of the log entries that make them.
+            self.checkpoint_soon = true;
+            return self.drop_message(from, "a snapshot before a split is checkpointed", effects);
         }
         let start = replica.shard.range.start.clone();
         // What is ready is taken first: Raft must have nothing else in hand when it takes a snapshot.
@@ -1080,9 +1200,8 @@ impl Node {
             let applied = !committed.is_empty();
             for entry in committed {
                 self.apply(replica, &entry, state, effects)?;
-                let twice = self.config.planted == PlantedBug::ApplyTwice && entry.index % 97 == 0;
-                if twice {
-                    self.apply(replica, &entry, state, effects)?;
+                if self.config.planted == PlantedBug::ApplyTwice && entry.index % 13 == 0 {
+                    self.apply_again(replica, &entry, state)?;
                 }
             }
             if applied {
@@ -1178,6 +1297,26 @@ impl Node {
         Ok(())
     }
 
+    /// A planted bug: the entry's writes take effect once more, as if nobody remembered their request ids.
+    fn apply_again(&mut self, replica: &Replica, entry: &Committed, state: &mut dyn State) -> Result<(), StateError> {
+        let Ok(payload) = Payload::decode(&entry.data) else {
+            return Ok(());
+        };
+        for command in payload.commands {
+            let Command::Write(mut write) = command else { continue };
+            write.id.0 ^= 1;
+            let context = Context {
+                shard: replica.shard.id,
+                wall_ms: payload.wall_ms,
+                shard_time_ms: replica.shard_time_ms,
+            };
+            if replica.shard.range.contains(&Position::new(&write.service, &write.key)) {
+                let _ = machine::apply(&write, context, state)?;
+            }
+        }
+        Ok(())
+    }
+
     fn apply_command(
         &mut self,
         replica: &mut Replica,
@@ -1266,6 +1405,7 @@ impl Node {
                 meta.entities = entities;
                 meta.bytes = bytes;
                 self.add_replica(meta, id, orphan);
+                self.unsaved_births.insert(child);
                 if replica.is_leader()
                     && let Some(child) = self.replicas.get_mut(&child)
                 {
@@ -1314,9 +1454,12 @@ impl Node {
 
     fn maybe_checkpoint(&mut self, effects: &mut Effects) {
         let now = self.clock.now;
-        let due = now.since(self.last_checkpoint) >= CHECKPOINT_EVERY || self.log_bytes >= CHECKPOINT_BYTES;
+        let due = self.checkpoint_soon
+            || now.since(self.last_checkpoint) >= CHECKPOINT_EVERY
+            || self.log_bytes >= CHECKPOINT_BYTES;
         if due && !self.checkpoint_running {
             self.last_checkpoint = now;
+            self.checkpoint_soon = false;
             self.checkpoint(effects);
         }
     }
@@ -1346,6 +1489,7 @@ impl Node {
         }
         if !replicas.is_empty() {
             self.checkpoint_running = true;
+            self.checkpointing = replicas.iter().map(|meta| meta.shard.id).collect();
             effects.push(Effect::Checkpoint { replicas });
         }
     }
@@ -1466,6 +1610,9 @@ pub(super) fn bad_split(shard: &ShardDescriptor, at: &Position) -> WireError {
     )
 }
 
+/// Requests handed on by one peer that are told apart from a second copy. Unit: requests.
+const FORWARDS_SEEN_MAX: usize = 4096;
+const FORWARDS_OF_A_LIFE: u64 = 1 << 40;
 const TICKS_AT_ONCE: u64 = 4;
 const SETTLE_ROUNDS_MAX: u32 = 16;
 const NEWS_MAX: usize = 256;

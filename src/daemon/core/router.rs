@@ -201,10 +201,13 @@ impl Node {
             .or_else(has_copy)
         {
             Some(node) => Route::There(node),
-            None if known.is_none() => Route::Nowhere(WireError::new(
-                Code::NoSuchShard,
-                format!("no {shard} is known; nothing was done"),
-            )),
+            // The directory is always somewhere, and what has a copy here exists, whatever the map says.
+            None if known.is_none() && shard != DIRECTORY_SHARD && !self.replicas.contains_key(&shard) => {
+                Route::Nowhere(WireError::new(
+                    Code::NoSuchShard,
+                    format!("no {shard} is known; nothing was done"),
+                ))
+            }
             None => {
                 let mut error = WireError::new(Code::NoLeader, format!("{shard} has no leader; nothing was done"));
                 error.retry_after_ms = 20;

@@ -72,7 +72,8 @@ pub fn apply(
         Remembered {
             id: write.id,
             digest,
-            version,
+            // A refusal names the version it found: none where there was no entity, today as when asked again.
+            version: if outcome.is_ok() || before.exists { version } else { 0 },
             refused: outcome.as_ref().err().map(|error| error.code),
             wall_ms: context.wall_ms,
             shard_time_ms: context.shard_time_ms,

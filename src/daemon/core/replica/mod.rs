@@ -318,10 +318,15 @@ impl Replica {
     /// What a checkpoint keeps of this replica.
     pub fn meta(&self) -> ReplicaMeta {
         let log = self.log();
+        let mut hard_state = self.raft.raft.hard_state();
+        // The state file may be synced before the log: it must not call committed what the log may still replace. After
+        // a crash an older entry could lie at that index.
+        let persisted = self.raft.raft.raft_log.persisted;
+        hard_state.commit = hard_state.commit.min(persisted).max(log.applied.0);
         ReplicaMeta {
             shard: self.shard.clone(),
             conf_state: log.conf_state.clone(),
-            hard_state: self.raft.raft.hard_state(),
+            hard_state,
             applied: log.applied.0,
             applied_term: log.applied.1,
             log_from: self.log_from,
@@ -504,8 +509,13 @@ impl Replica {
 
     /// Whether `collect` has something to do.
     pub fn has_work(&self) -> bool {
-        self.installing.is_none()
-            && (!self.queue.is_empty() || (!self.reads.is_empty() && self.round.is_none()) || self.raft.has_ready())
+        self.installing.is_none() && (!self.queue.is_empty() || self.can_move_reads() || self.raft.has_ready())
+    }
+
+    /// Whether waiting reads can start a round or be refused. A new leader's reads wait for its first commit: until then
+    /// there is nothing to do for them, and claiming otherwise would keep the node spinning.
+    fn can_move_reads(&self) -> bool {
+        !self.reads.is_empty() && self.round.is_none() && (!self.is_leader() || self.raft.raft.commit_to_current_term())
     }
 
     /// Turns queued commands into entries and queued reads into a round.

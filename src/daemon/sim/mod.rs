@@ -1,0 +1,16 @@
+//! A whole cluster in one thread: real cores and real stores under a virtual clock, a network and disks that misbehave,
+//! clients that write down what they were told, and checkers that judge it.
+pub mod check;
+pub mod clock;
+mod disk;
+pub mod fault;
+pub mod lin;
+mod machine;
+pub mod network;
+pub mod schedule;
+pub mod trace;
+pub mod workload;
+mod world;
+
+pub use disk::Engine;
+pub use world::{Bug, Failure, Options, Report, World, run};

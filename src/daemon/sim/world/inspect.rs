@@ -1,0 +1,171 @@
+//! Shows nodes to the checkers.
+use std::collections::BTreeMap;
+use std::ops::ControlFlow;
+
+use bytes::Bytes;
+
+use super::super::check::{Property, Replica, Violation};
+use crate::daemon::core::node::Node;
+use crate::daemon::core::state::State;
+use crate::protocol::id::NodeId;
+
+use super::*;
+
+impl World {
+    /// Every checker looks at a node.
+    pub(super) fn inspect(&mut self, machine: usize) -> Result<(), Violation> {
+        let owner = &self.machines[machine];
+        let Some(process) = &owner.process else { return Ok(()) };
+        let id = owner.id;
+        let mut result = Ok(());
+        let (lead, log, cover, elections) = (&mut self.lead, &mut self.log, &mut self.cover, &mut self.elections);
+        replicas(&process.node, |replica| {
+            if result.is_err() {
+                return;
+            }
+            result = lead.see(id, replica).and_then(|is_new| {
+                *elections += u64::from(is_new);
+                log.see(id, replica, is_new)?;
+                cover.see(id, replica)
+            });
+        });
+        result?;
+        // Before every founder has started, some first shards have not been seen anywhere.
+        if self.machines.iter().all(|machine| machine.boot > 0) {
+            self.cover.judge(&self.services)?;
+        }
+        Ok(())
+    }
+
+    pub(super) fn housekeeping(&mut self) -> Result<(), Violation> {
+        self.look_at_connections();
+        if self.schedule.now().0 / HOUSEKEEPING.0 % 4 == 0 {
+            for machine in 0..self.machines.len() {
+                self.tell_space(machine);
+            }
+        }
+        self.compare_rows()?;
+        self.compare_logs()
+    }
+
+    /// S8 over all replicas.
+    pub(super) fn compare_rows(&mut self) -> Result<(), Violation> {
+        for machine in 0..self.machines.len() {
+            let owner = &self.machines[machine];
+            let Some(process) = &owner.process else { continue };
+            // While a snapshot is written the rows are neither the old ones nor the new ones.
+            let whole = process
+                .node
+                .replicas()
+                .filter(|replica| replica.is_initialized() && !replica.is_installing());
+            let seen: Vec<_> = whole
+                .map(|replica| (replica.shard.clone(), replica.applied()))
+                .collect();
+            for (shard, applied) in seen {
+                let mut hash = 0xcbf2_9ce4_8422_2325_u64;
+                let mut eat = |bytes: &[u8]| {
+                    hash = (hash ^ bytes.len() as u64).wrapping_mul(0x0000_0100_0000_01b3);
+                    hash ^= u64::from(crc32c::crc32c(bytes)) << 16;
+                    hash = hash.wrapping_mul(0x0000_0100_0000_01b3).rotate_left(31);
+                };
+                let scanned = process
+                    .store
+                    .scan(&shard.range.start.0, &shard.range.end.0, &mut |key, value| {
+                        eat(key);
+                        eat(value);
+                        ControlFlow::Continue(())
+                    });
+                if let Err(error) = scanned {
+                    return Err(Violation::new(
+                        Property::Stop,
+                        format!("{} cannot read its rows: {error}", owner.id),
+                    ));
+                }
+                if let Err((other, mut violation)) = self.same.see(owner.id, shard.id, applied, hash) {
+                    violation
+                        .text
+                        .push_str(&self.differing_rows(owner.id, other, &shard.range));
+                    return Err(violation);
+                }
+            }
+        }
+        Ok(())
+    }
+
+    pub(super) fn differing_rows(&self, a: NodeId, b: NodeId, range: &crate::protocol::key::KeyRange) -> String {
+        let rows = |id: NodeId| {
+            let mut rows: BTreeMap<Bytes, Bytes> = BTreeMap::new();
+            let process = self
+                .machines
+                .iter()
+                .find(|machine| machine.id == id)
+                .and_then(|m| m.process.as_ref());
+            if let Some(process) = process {
+                let _ = process.store.scan(&range.start.0, &range.end.0, &mut |key, value| {
+                    rows.insert(key.clone(), value.clone());
+                    ControlFlow::Continue(())
+                });
+            }
+            rows
+        };
+        let (rows_a, rows_b) = (rows(a), rows(b));
+        let mut text = String::from("\n  (rows as they are now; the other node may have gone on)");
+        for key in rows_a
+            .keys()
+            .chain(rows_b.keys().filter(|key| !rows_a.contains_key(*key)))
+            .take(2_000)
+        {
+            if rows_a.get(key) != rows_b.get(key) {
+                let show =
+                    |value: Option<&Bytes>| value.map_or(String::from("-"), |value| value.escape_ascii().to_string());
+                text.push_str(&format!(
+                    "\n  {}\n    {a}: {}\n    {b}: {}",
+                    key.escape_ascii(),
+                    show(rows_a.get(key)),
+                    show(rows_b.get(key))
+                ));
+            }
+        }
+        text
+    }
+
+    /// Log matching over all pairs of replicas.
+    pub(super) fn compare_logs(&self) -> Result<(), Violation> {
+        for a in 0..self.machines.len() {
+            for b in a + 1..self.machines.len() {
+                let (x, y) = (&self.machines[a], &self.machines[b]);
+                let (Some(first), Some(second)) = (&x.process, &y.process) else {
+                    continue;
+                };
+                let mut result = Ok(());
+                replicas(&first.node, |one| {
+                    replicas(&second.node, |other| {
+                        if one.shard.id == other.shard.id && result.is_ok() {
+                            result = self.log.matching((x.id, one), (y.id, other));
+                        }
+                    });
+                });
+                result?;
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Shows each replica of a node to a checker.
+pub(super) fn replicas(node: &Node, mut see: impl FnMut(&Replica<'_>)) {
+    for replica in node.replicas() {
+        see(&Replica {
+            shard: &replica.shard,
+            id: replica.id,
+            term: replica.term(),
+            vote: replica.vote(),
+            is_leader: replica.is_leader(),
+            committed: replica.committed(),
+            applied: replica.applied(),
+            first_index: replica.log().first(),
+            last_index: replica.last_index(),
+            term_at: &|index| replica.log().term_at(index),
+        });
+    }
+}

@@ -1,0 +1,763 @@
+//! The cluster and its driver: takes events off the schedule, gives them to the cores, carries out their effects with
+//! delays and faults, and lets the checkers look after every round.
+use std::collections::BTreeMap;
+use std::fmt;
+
+use bytes::Bytes;
+
+use super::check::{Cover, Lead, Log, Once, Outcome, Property, Record, Same, Violation, judge_history};
+use super::clock::{DRIFT_PPM_MAX, MachineClock};
+use super::disk::{Engine, Media};
+use super::fault::Plan;
+use super::lin::Moment;
+use super::machine::{DiskManner, Machine};
+use super::network::{Network, Place};
+use super::schedule::Schedule;
+use super::trace::{BriefResponse, Trace};
+use super::workload::{Client, HOT_KEYS, Mode, Stage};
+use crate::daemon::core::input::{Input, SessionId};
+use crate::daemon::core::node::{NodeConfig, PlantedBug, ServiceConfig};
+use crate::daemon::core::state::{LogSeq, StoreIdentity};
+use crate::daemon::core::time::{Span, Time};
+use crate::protocol::id::{ClusterId, NodeId, ShardId};
+use crate::protocol::key::Position;
+use crate::protocol::message::{Message, Principal, RaftMessage};
+use crate::protocol::request::{Request, Response, RouteHint};
+use crate::protocol::shard_map::{Membership, NodeInfo};
+
+mod driver;
+mod inspect;
+mod life;
+mod trouble;
+
+use inspect::replicas;
+
+/// A bug that is put in on purpose, to see that a checker finds it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Bug {
+    /// None.
+    #[default]
+    None,
+    /// The log thread says that a write is synced when it has only begun.
+    AckBeforeSync,
+    /// A leader answers reads without asking whether it still leads.
+    ReadsWithoutQuorum,
+    /// An entry is applied twice.
+    ApplyTwice,
+}
+
+/// What a run is like.
+#[derive(Debug, Clone)]
+pub struct Options {
+    /// Everything that is drawn follows from it.
+    pub seed: u64,
+    /// Nodes; drawn from 3 and 5 where 0.
+    pub nodes: usize,
+    /// What the files are made of; drawn where `None`.
+    pub engine: Option<Engine>,
+    /// Faults; drawn where `None`.
+    pub plan: Option<Plan>,
+    /// How long things go wrong.
+    pub span: Span,
+    /// A bug to be found.
+    pub bug: Bug,
+    /// Print every line to standard error.
+    pub print: bool,
+}
+
+impl Options {
+    /// The usual run of a seed.
+    pub fn new(seed: u64) -> Self {
+        Self {
+            seed,
+            nodes: 0,
+            engine: None,
+            plan: None,
+            span: Span::secs(60),
+            bug: Bug::None,
+            print: false,
+        }
+    }
+}
+
+/// What a run came to.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Report {
+    /// Its seed.
+    pub seed: u64,
+    /// Hash over all that happened.
+    pub hash: u64,
+    /// Things that happened.
+    pub events: u64,
+    /// Virtual time at the end.
+    pub ended: Time,
+    /// Requests by outcome: answered, refused or failed, unknown.
+    pub outcomes: [usize; 3],
+    /// Faults that struck.
+    pub faults: u64,
+    /// Shards at the end, the directory included.
+    pub shards: usize,
+    /// Snapshots that were installed.
+    pub snapshots: u64,
+    /// Elections won.
+    pub elections: u64,
+}
+
+/// A run that broke a promise.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Failure {
+    /// Its seed.
+    pub seed: u64,
+    /// When, in virtual time.
+    pub at: Time,
+    /// Which promise, and how.
+    pub violation: Violation,
+}
+
+impl fmt::Display for Failure {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(
+            f,
+            "seed {} broke {} at {} s\n{}",
+            self.seed, self.violation.property, self.at, self.violation.text
+        )
+    }
+}
+
+/// A cluster with its clients and everything that goes wrong.
+pub struct World {
+    seed: u64,
+    bug: Bug,
+    plan: Plan,
+    schedule: Schedule<Event>,
+    network: Network,
+    machines: Vec<Machine>,
+    clients: Vec<Client>,
+    stage: Stage,
+    services: Vec<String>,
+    trace: Trace,
+    lead: Lead,
+    log: Log,
+    cover: Cover,
+    same: Same,
+    once: Once,
+    /// Attempts that a node has not answered yet: client and tag.
+    asked: BTreeMap<(usize, u64), usize>,
+    moment: Moment,
+    /// Draws faults.
+    fault_rng: fastrand::Rng,
+    /// Draws latencies of disks and processors.
+    machine_rng: fastrand::Rng,
+    is_healed: bool,
+    /// Every so many frames one goes through the codec.
+    frames: u64,
+    is_manual: bool,
+    /// In a scenario: frames on their way.
+    held: BTreeMap<(usize, usize), std::collections::VecDeque<Vec<Message>>>,
+    faults: u64,
+    snapshots: u64,
+    elections: u64,
+}
+
+enum Event {
+    /// The process has inputs and is free.
+    Round { machine: usize, boot: u64 },
+    /// The time that the node named has come.
+    Wake { machine: usize, boot: u64, at: Time },
+    /// A frame arrives.
+    Frame {
+        to: usize,
+        from: usize,
+        messages: Vec<Message>,
+    },
+    /// A request arrives.
+    Asked {
+        machine: usize,
+        client: usize,
+        tag: u64,
+        timeout_ms: u32,
+        principal: Principal,
+        request: Box<Request>,
+    },
+    /// The driver hands an answer to the connection.
+    HandOut {
+        machine: usize,
+        boot: u64,
+        session: SessionId,
+        tag: u64,
+        response: Box<Response>,
+        hint: Option<Box<RouteHint>>,
+        valid_until: Option<Time>,
+    },
+    /// An answer arrives.
+    Answer {
+        client: usize,
+        tag: u64,
+        response: Box<Response>,
+        hint: Option<Box<RouteHint>>,
+    },
+    /// A connection broke, or could not be made.
+    Lost { client: usize, tag: u64, sent: bool },
+    /// A client has something to do.
+    ClientWake { client: usize, token: u64 },
+    /// The log thread is done.
+    LogDone { machine: usize, boot: u64 },
+    /// The log thread lies (a planted bug).
+    LogLie { machine: usize, boot: u64, seq: LogSeq },
+    /// The state thread is done.
+    StateDone { machine: usize, boot: u64 },
+    /// A snapshot arrives whole.
+    Snapshot {
+        to: usize,
+        from: usize,
+        from_boot: u64,
+        raft: Box<RaftMessage>,
+        rows: Vec<(Bytes, Bytes)>,
+    },
+    /// The sender of a snapshot learns what became of it.
+    SnapshotSent {
+        machine: usize,
+        boot: u64,
+        to: NodeId,
+        shard: ShardId,
+        delivered: bool,
+    },
+    /// Connections are looked at, disks measured, replicas compared.
+    Housekeeping,
+    /// Something goes wrong.
+    Strike,
+    /// A fault ends.
+    Relief(Relief),
+    /// A node is started.
+    Start { machine: usize },
+}
+
+#[derive(Debug, Clone)]
+enum Relief {
+    Mend(Vec<(Place, Place)>),
+    Disk(usize),
+    Space(usize),
+    Fast(usize),
+    Flap {
+        cuts: Vec<(Place, Place)>,
+        is_cut: bool,
+        times: u32,
+        every: Span,
+    },
+}
+
+/// Longest time from the end of all faults to every shard serving.
+const BACK: Span = Span::secs(10);
+const HOUSEKEEPING: Span = Span::millis(500);
+const FREE_BYTES: u64 = 64 << 30;
+
+impl World {
+    /// A cluster whose nodes have just been started for the first time.
+    pub fn new(options: &Options) -> Self {
+        let mut rng = fastrand::Rng::with_seed(stream(options.seed, 0));
+        let nodes = match options.nodes {
+            0 => [3, 3, 5][rng.usize(..3)],
+            n => n,
+        };
+        let drawn_engine = if options.seed % 10 == 9 {
+            Engine::Redb
+        } else {
+            Engine::Model
+        };
+        let engine = options.engine.unwrap_or(drawn_engine);
+        let plan = options
+            .plan
+            .clone()
+            .unwrap_or_else(|| Plan::drawn(stream(options.seed, 1)));
+        let client_count = rng.usize(4..9);
+        let trace = if options.print {
+            Trace::printed()
+        } else {
+            Trace::hashed()
+        };
+        let mut world = Self::bare(options, nodes, engine, plan, client_count + 2, trace);
+        let cuts: &[&str] = [&[][..], &["h"], &["g", "p"]][rng.usize(..3)];
+        world.make_machines(nodes, engine, cuts, 3.min(nodes as u32));
+        for number in 0..client_count {
+            let mode = if number == 0 { Mode::Operator } else { Mode::Entities };
+            let seed = stream(options.seed, 100 + number as u64);
+            world.clients.push(Client::new(number + 1, seed, mode));
+        }
+        // Two that are quiet until the end: one asks every shard, one reads everything.
+        for number in client_count..client_count + 2 {
+            let seed = stream(options.seed, 100 + number as u64);
+            world.clients.push(Client::new(number + 1, seed, Mode::Quiet));
+        }
+        for machine in 0..nodes {
+            world
+                .schedule
+                .after(Span::millis(rng.u64(0..50)), Event::Start { machine });
+        }
+        for client in 0..client_count {
+            let token = world.clients[client].token();
+            world
+                .schedule
+                .after(Span::millis(rng.u64(500..1500)), Event::ClientWake { client, token });
+        }
+        world.schedule.after(HOUSEKEEPING, Event::Housekeeping);
+        if !world.plan.kinds.is_empty() {
+            world.schedule.after(Span::millis(1500), Event::Strike);
+        }
+        world
+    }
+
+    /// A cluster for a scenario: no time passes and nothing is delivered unless it is asked for.
+    pub fn manual(nodes: usize, cuts: &[&str]) -> Self {
+        let options = Options {
+            nodes,
+            ..Options::new(1)
+        };
+        let mut world = Self::bare(&options, nodes, Engine::Model, Plan::none(), 1, Trace::kept());
+        world.is_manual = true;
+        world.make_machines(nodes, Engine::Model, cuts, nodes.min(3) as u32);
+        world
+    }
+
+    fn bare(options: &Options, nodes: usize, _engine: Engine, plan: Plan, clients: usize, trace: Trace) -> Self {
+        let keys = HOT_KEYS
+            .iter()
+            .map(|(service, keys)| (String::from(*service), keys.iter().map(|&key| key.to_owned()).collect()))
+            .collect();
+        Self {
+            seed: options.seed,
+            bug: options.bug,
+            schedule: Schedule::new(),
+            network: Network::new(nodes + clients, stream(options.seed, 2), plan.weather),
+            plan,
+            machines: Vec::new(),
+            clients: Vec::new(),
+            stage: Stage {
+                nodes: (1..=nodes as u64).map(NodeId).collect(),
+                keys,
+            },
+            services: HOT_KEYS.iter().map(|(service, _)| String::from(*service)).collect(),
+            trace,
+            lead: Lead::default(),
+            log: Log::default(),
+            cover: Cover::default(),
+            same: Same::default(),
+            once: Once::default(),
+            asked: BTreeMap::new(),
+            moment: 0,
+            fault_rng: fastrand::Rng::with_seed(stream(options.seed, 3)),
+            machine_rng: fastrand::Rng::with_seed(stream(options.seed, 4)),
+            is_healed: false,
+            frames: 0,
+            is_manual: false,
+            held: BTreeMap::new(),
+            faults: 0,
+            snapshots: 0,
+            elections: 0,
+        }
+    }
+
+    fn make_machines(&mut self, nodes: usize, engine: Engine, cuts: &[&str], copies: u32) {
+        let mut rng = fastrand::Rng::with_seed(stream(self.seed, 5));
+        let founders: Vec<NodeInfo> = (1..=nodes as u64)
+            .map(|n| NodeInfo {
+                id: NodeId(n),
+                name: format!("n{n}"),
+                address: format!("10.0.0.{n}:7401"),
+                zone: format!("z{}", n % 3),
+                membership: Membership::Active,
+                store_id: 0,
+                version: String::new(),
+            })
+            .collect();
+        let services: Vec<ServiceConfig> = HOT_KEYS
+            .iter()
+            .map(|(name, _)| ServiceConfig {
+                name: String::from(*name),
+                replicas: copies,
+                cuts: cuts.iter().map(|key| Position::new(name, key)).collect(),
+            })
+            .collect();
+        let cluster = ClusterId(u128::from(self.seed) + 1);
+        for info in &founders {
+            let store_id = rng.u128(1..);
+            let is_manual = self.is_manual;
+            let config = NodeConfig {
+                cluster,
+                node: info.id,
+                name: info.name.clone(),
+                address: info.address.clone(),
+                zone: info.zone.clone(),
+                store_id,
+                version: String::from("sim"),
+                seed: stream(self.seed, 1000 + info.id.0),
+                founders: founders.clone(),
+                services: services.clone(),
+                planted: match self.bug {
+                    Bug::ReadsWithoutQuorum => PlantedBug::ReadsWithoutQuorum,
+                    Bug::ApplyTwice => PlantedBug::ApplyTwice,
+                    Bug::None | Bug::AckBeforeSync => PlantedBug::None,
+                },
+            };
+            let identity = StoreIdentity {
+                cluster,
+                node: info.id,
+                store_id,
+            };
+            let drift = rng.i64(-DRIFT_PPM_MAX..=DRIFT_PPM_MAX);
+            let mut disk = DiskManner {
+                sync_min: Span::micros(100),
+                sync_max: Span::micros(500),
+                stalled_until: Time(0),
+                fails: false,
+                held: false,
+            };
+            if self.plan.slow_disks {
+                (disk.sync_min, disk.sync_max) = (Span::millis(1), Span::millis(12));
+            }
+            let shown = Time(if is_manual { 0 } else { rng.u64(0..1_000_000_000_000) });
+            self.machines.push(Machine {
+                id: info.id,
+                config,
+                clock: MachineClock::new(Time(0), shown, if is_manual { 0 } else { drift }),
+                media: Media::new(engine, identity),
+                process: None,
+                boot: 0,
+                held_down: 0,
+                busy_until: Time(0),
+                stopped_until: Time(0),
+                was_stopped: false,
+                round_max: if is_manual { Span(0) } else { Span::micros(60) },
+                disk,
+                free_bytes: FREE_BYTES,
+            });
+        }
+    }
+}
+
+/// Runs a seed to its end: faults, then none, then every promise is looked at.
+pub fn run(options: &Options) -> Result<Report, Failure> {
+    let mut world = World::new(options);
+    world.run_whole(options.span).map_err(|violation| Failure {
+        seed: options.seed,
+        at: world.schedule.now(),
+        violation,
+    })
+}
+
+impl World {
+    fn run_whole(&mut self, span: Span) -> Result<Report, Violation> {
+        self.run_to(Time(0) + span)?;
+        self.heal();
+        let prober = self.clients.len() - 2;
+        let shards = self.cover.shards().filter(|shard| shard.id.0 != 0);
+        let starts = shards.map(|shard| {
+            let (service, key) = shard.range.start.parts();
+            let key = key.filter(|key| !key.is_empty()).unwrap_or("!");
+            (service.to_owned(), key.to_owned())
+        });
+        let starts = starts.collect();
+        self.tell(prober, Mode::Read(starts));
+        self.run_until(Property::Back, BACK, |world| {
+            let prober = &world.clients[prober];
+            if prober.is_quiet() {
+                None
+            } else {
+                Some(format!("no answer for {:?}", prober.reads()))
+            }
+        })?;
+        // Some more load on a healthy cluster, then silence.
+        self.run_to(self.schedule.now() + Span::millis(500))?;
+        for client in 0..prober {
+            self.tell(client, Mode::Quiet);
+        }
+        self.run_until(Property::Back, Span::secs(20), |world| {
+            let busy = world.clients.iter().position(|client| !client.is_quiet())?;
+            Some(format!("client {} is still at its last request", busy + 1))
+        })?;
+        self.run_until(Property::CatchUp, BACK, World::laggard)?;
+        let reader = prober + 1;
+        let mut all: Vec<(String, String)> = self.records().map(|record| record.entity.clone()).collect();
+        all.sort_unstable();
+        all.dedup();
+        self.tell(reader, Mode::Read(all.into()));
+        self.run_until(Property::Back, Span::secs(120), |world| {
+            let reader = &world.clients[reader];
+            if reader.is_quiet() {
+                None
+            } else {
+                Some(format!("no answer for {:?}", reader.reads()))
+            }
+        })?;
+        self.compare_rows()?;
+        let records: Vec<Record> = self.records().cloned().collect();
+        judge_history(&records)?;
+        Ok(self.report(&records))
+    }
+
+    fn report(&self, records: &[Record]) -> Report {
+        let mut outcomes = [0; 3];
+        for record in records {
+            outcomes[match record.outcome {
+                Outcome::Ok(_) | Outcome::Saw(_) => 0,
+                Outcome::Refused(_) | Outcome::Fail => 1,
+                Outcome::Unknown => 2,
+            }] += 1;
+        }
+        Report {
+            seed: self.seed,
+            hash: self.trace.hash(),
+            events: self.trace.events(),
+            ended: self.schedule.now(),
+            outcomes,
+            faults: self.faults,
+            shards: self.cover.shards().count(),
+            snapshots: self.snapshots,
+            elections: self.elections,
+        }
+    }
+
+    fn records(&self) -> impl Iterator<Item = &Record> {
+        self.clients.iter().flat_map(|client| &client.records)
+    }
+
+    /// Gives a client other things to do.
+    fn tell(&mut self, client: usize, mode: Mode) {
+        let token = self.clients[client].set_mode(mode);
+        self.schedule.after(Span(0), Event::ClientWake { client, token });
+    }
+
+    /// Runs until the virtual clock shows `until`.
+    pub fn run_to(&mut self, until: Time) -> Result<(), Violation> {
+        while self.schedule.next_at().is_some_and(|at| at <= until) {
+            self.step()?;
+        }
+        self.schedule.advance(until);
+        Ok(())
+    }
+
+    /// Runs until `lacks` finds nothing lacking; a violation of `property` if that takes longer than `span`.
+    pub fn run_until(
+        &mut self,
+        property: Property,
+        span: Span,
+        lacks: impl Fn(&World) -> Option<String>,
+    ) -> Result<(), Violation> {
+        let until = self.schedule.now() + span;
+        while let Some(lack) = lacks(self) {
+            let next = self.schedule.next_at();
+            if next.is_none_or(|at| at > until) {
+                let text = format!("{span} after the last fault: {lack}\n{}", self.describe());
+                return Err(Violation::new(property, text));
+            }
+            // Look again after a while, not after each event.
+            let pause = (self.schedule.now() + Span::millis(20)).min(until);
+            self.run_to(pause.max(next.unwrap_or(pause)))?;
+        }
+        Ok(())
+    }
+
+    /// What every node thinks it is.
+    pub fn describe(&self) -> String {
+        let mut text = String::new();
+        for machine in &self.machines {
+            let state = match &machine.process {
+                None => "down",
+                Some(_) if machine.stopped_until > self.schedule.now() => "stopped",
+                Some(_) => "up",
+            };
+            text.push_str(&format!("  {} is {state}\n", machine.id));
+            let Some(process) = &machine.process else { continue };
+            replicas(&process.node, |replica| {
+                let part = if replica.is_leader { "leads" } else { "follows" };
+                text.push_str(&format!(
+                    "    {} {} {} t{} {part}, applied {}, committed {}, log {}..={}\n",
+                    replica.shard.id,
+                    replica.shard.epoch,
+                    replica.shard.range,
+                    replica.term,
+                    replica.applied,
+                    replica.committed,
+                    replica.first_index,
+                    replica.last_index
+                ));
+            });
+        }
+        text
+    }
+
+    /// A shard whose replicas are not all equally far.
+    fn laggard(&self) -> Option<String> {
+        let mut applied: BTreeMap<(ShardId, NodeId), (u64, u64)> = BTreeMap::new();
+        for machine in &self.machines {
+            let process = machine.process.as_ref()?;
+            replicas(&process.node, |replica| {
+                applied.insert((replica.shard.id, machine.id), (replica.applied, replica.last_index));
+            });
+        }
+        for shard in self.cover.shards() {
+            let mut all = None;
+            for replica in &shard.replicas {
+                let Some(&(is, last)) = applied.get(&(shard.id, replica.node)) else {
+                    return Some(format!("{} has no replica on {}", shard.id, replica.node));
+                };
+                if is != last || *all.get_or_insert(is) != is {
+                    return Some(format!(
+                        "{} on {}: applied {is} of {last}, others {all:?}",
+                        shard.id, replica.node
+                    ));
+                }
+            }
+        }
+        None
+    }
+
+    /// Takes one event.
+    fn step(&mut self) -> Result<(), Violation> {
+        let Some(event) = self.schedule.take() else {
+            return Ok(());
+        };
+        let now = self.schedule.now();
+        match event {
+            Event::Round { machine, boot } => {
+                if self.machines[machine].boot != boot {
+                    return Ok(());
+                }
+                let runs_at = self.machines[machine].runs_at(now);
+                if runs_at > now {
+                    self.schedule.at(runs_at, Event::Round { machine, boot });
+                    return Ok(());
+                }
+                self.round(machine)?;
+            }
+            Event::Wake { machine, boot, at } => {
+                let machine = machine;
+                let Some(process) = self.process_of(machine, boot) else {
+                    return Ok(());
+                };
+                if process.wake_at == at {
+                    process.wake_at = Time(u64::MAX);
+                    self.input(machine, Input::Ticked);
+                }
+            }
+            Event::Frame { to, from, messages } => {
+                let from = self.machines[from].id;
+                self.input(to, Input::Received { from, messages });
+            }
+            Event::Asked {
+                machine,
+                client,
+                tag,
+                timeout_ms,
+                principal,
+                request,
+            } => {
+                if self.machines[machine].process.is_none() {
+                    return self.lost(client, tag, false);
+                }
+                self.asked.insert((client, tag), machine);
+                let session = SessionId(client as u64 + 1);
+                self.input(
+                    machine,
+                    Input::Asked {
+                        session,
+                        tag,
+                        timeout_ms,
+                        principal,
+                        request: *request,
+                    },
+                );
+            }
+            Event::HandOut {
+                machine,
+                boot,
+                session,
+                tag,
+                response,
+                hint,
+                valid_until,
+            } => self.hand_out(machine, boot, session, tag, response, hint, valid_until),
+            Event::Answer {
+                client,
+                tag,
+                response,
+                hint,
+            } => {
+                self.moment += 1;
+                self.trace.note(&[20, client as u64, tag]);
+                self.trace.line(now, || {
+                    format!("c{} hears {tag}: {}", client + 1, BriefResponse(&response))
+                });
+                let mut acts = Vec::new();
+                self.clients[client].answered(
+                    now,
+                    self.moment,
+                    tag,
+                    *response,
+                    hint.as_deref(),
+                    &mut self.once,
+                    &self.stage,
+                    &mut acts,
+                )?;
+                self.act(client, acts);
+            }
+            Event::Lost { client, tag, sent } => return self.lost(client, tag, sent),
+            Event::ClientWake { client, token } => {
+                self.moment += 1;
+                let mut acts = Vec::new();
+                self.clients[client].wake(now, self.moment, token, &self.stage, &mut acts);
+                self.act(client, acts);
+            }
+            Event::LogDone { machine, boot } => {
+                if self.process_of(machine, boot).is_some() {
+                    self.log_done(machine)?;
+                }
+            }
+            Event::LogLie { machine, boot, seq } => {
+                if self.process_of(machine, boot).is_some() {
+                    self.input(machine, Input::Persisted { seq });
+                }
+            }
+            Event::StateDone { machine, boot } => {
+                if self.process_of(machine, boot).is_some() {
+                    self.state_done(machine)?;
+                }
+            }
+            Event::Snapshot {
+                to,
+                from,
+                from_boot,
+                raft,
+                rows,
+            } => self.snapshot_arrives(to, from, from_boot, raft, rows),
+            Event::SnapshotSent {
+                machine,
+                boot,
+                to,
+                shard,
+                delivered,
+            } => {
+                if self.process_of(machine, boot).is_some() {
+                    self.input(machine, Input::SnapshotSent { to, shard, delivered });
+                }
+            }
+            Event::Housekeeping => {
+                self.housekeeping()?;
+                self.schedule.after(HOUSEKEEPING, Event::Housekeeping);
+            }
+            Event::Strike => self.strike(),
+            Event::Relief(relief) => self.relieve(relief),
+            Event::Start { machine } => self.start(machine)?,
+        }
+        Ok(())
+    }
+}
+
+/// A seed of its own for each purpose: a draw more here does not shift the draws there.
+fn stream(seed: u64, purpose: u64) -> u64 {
+    let mut z = seed
+        .wrapping_add(purpose.wrapping_mul(0x9e37_79b9_7f4a_7c15))
+        .wrapping_add(0x9e37_79b9_7f4a_7c15);
+    z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+    z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+    z ^ (z >> 31)
+}

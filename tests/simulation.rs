@@ -1,0 +1,185 @@
+//! Seed sweeps. Each seed is a cluster with its own faults; a failure prints the line that repeats it.
+//!
+//! | variable | what it sets |
+//! |---|---|
+//! | `ISX_SEED` | this one seed, with its trace on standard error where `ISX_SIM_TRACE=1` |
+//! | `ISX_SIM_SEEDS`, `ISX_SIM_FIRST` | how many seeds, from which on |
+//! | `ISX_SIM_SECS` | virtual seconds of faults in each |
+//! | `ISX_SIM_JOBS` | seeds at a time |
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use isx::daemon::core::time::Span;
+use isx::daemon::sim::check::Property;
+use isx::daemon::sim::fault::{Fault, Plan};
+use isx::daemon::sim::{self, Bug, Engine, Options, Report};
+
+fn variable(name: &str, otherwise: u64) -> u64 {
+    match std::env::var(name) {
+        Ok(text) => text
+            .parse()
+            .unwrap_or_else(|_| panic!("{name} is `{text}`, which is no number")),
+        Err(_) => otherwise,
+    }
+}
+
+fn options(seed: u64, secs: u64) -> Options {
+    Options {
+        span: Span::secs(secs),
+        print: variable("ISX_SIM_TRACE", 0) == 1,
+        ..Options::new(seed)
+    }
+}
+
+/// What a run came to; a panic inside a node counts as a failure like another.
+fn outcome(options: &Options) -> Result<Report, (Option<Property>, String)> {
+    match catch_unwind(AssertUnwindSafe(|| sim::run(options))) {
+        Ok(Ok(report)) => Ok(report),
+        Ok(Err(failure)) => Err((Some(failure.violation.property), failure.to_string())),
+        Err(panic) => {
+            let text = panic.downcast_ref::<String>().cloned();
+            let text = text.or_else(|| panic.downcast_ref::<&str>().map(|text| text.to_string()));
+            Err((
+                None,
+                format!("seed {} panicked: {}", options.seed, text.unwrap_or_default()),
+            ))
+        }
+    }
+}
+
+/// Nodes that lose messages, power and unsynced writes never disagree, and answer within 10 s of the last fault.
+#[test]
+fn agrees_under_faults_then_recovers() {
+    let secs = variable("ISX_SIM_SECS", 60);
+    let (first, count) = match std::env::var("ISX_SEED") {
+        Ok(_) => (variable("ISX_SEED", 0), 1),
+        Err(_) => (variable("ISX_SIM_FIRST", 1), variable("ISX_SIM_SEEDS", 8)),
+    };
+    let jobs = variable(
+        "ISX_SIM_JOBS",
+        std::thread::available_parallelism().map_or(1, |n| n.get() as u64),
+    );
+    let next = AtomicU64::new(first);
+    let failures = Mutex::new(Vec::new());
+    let reports = Mutex::new(Vec::new());
+    std::thread::scope(|scope| {
+        for _ in 0..jobs.min(count) {
+            scope.spawn(|| {
+                loop {
+                    let seed = next.fetch_add(1, Ordering::Relaxed);
+                    if seed >= first + count {
+                        return;
+                    }
+                    match outcome(&options(seed, secs)) {
+                        Ok(report) => {
+                            if count == 1 {
+                                println!("{report:?}");
+                            }
+                            reports.lock().unwrap().push(report);
+                        }
+                        Err((_, text)) => {
+                            let again = format!(
+                                "repeat it: ISX_SEED={seed} ISX_SIM_SECS={secs} ISX_SIM_TRACE=1 cargo test --test simulation -- agrees_under_faults_then_recovers --nocapture"
+                            );
+                            eprintln!("{text}\n{again}\n");
+                            failures.lock().unwrap().push(seed);
+                        }
+                    }
+                }
+            });
+        }
+    });
+    let mut failures = failures.into_inner().unwrap();
+    failures.sort_unstable();
+    let reports = reports.into_inner().unwrap();
+    let sum = |f: fn(&Report) -> u64| reports.iter().map(f).sum::<u64>();
+    println!(
+        "{} seeds of {secs} s: {} events, {} faults, {} elections, {} snapshots, {} shards; requests answered {}, failed {}, unknown {}",
+        reports.len(),
+        sum(|r| r.events),
+        sum(|r| r.faults),
+        sum(|r| r.elections),
+        sum(|r| r.snapshots),
+        sum(|r| r.shards as u64),
+        sum(|r| r.outcomes[0] as u64),
+        sum(|r| r.outcomes[1] as u64),
+        sum(|r| r.outcomes[2] as u64),
+    );
+    assert!(
+        failures.is_empty(),
+        "{} of {count} seeds failed: {failures:?}",
+        failures.len()
+    );
+}
+
+/// The same seed gives the same run, event by event.
+#[test]
+fn a_seed_is_one_run() {
+    for seed in [variable("ISX_SEED", 3), 19] {
+        let run = || outcome(&options(seed, 15)).map(|report| report.hash);
+        assert_eq!(run(), run(), "seed {seed} had two traces");
+    }
+}
+
+/// Demands that some seed finds the bug, and that what it breaks is one of `properties`.
+fn finds(bug: Bug, plan: Plan, properties: &[Property]) {
+    let seeds = variable("ISX_SIM_BUG_SEEDS", 30);
+    for seed in 1..=seeds {
+        let options = Options {
+            bug,
+            nodes: 3,
+            engine: Some(Engine::Model),
+            plan: Some(plan.clone()),
+            ..options(seed, 30)
+        };
+        match outcome(&options) {
+            Ok(_) => {}
+            Err((Some(property), text)) if properties.contains(&property) => {
+                println!("{bug:?} was found after {seed} seeds:\n{text}");
+                return;
+            }
+            Err((None, text)) => {
+                println!("{bug:?} was found after {seed} seeds, by an assertion:\n{text}");
+                return;
+            }
+            Err((_, text)) => panic!("{bug:?} broke something else: {text}"),
+        }
+    }
+    panic!("{seeds} seeds did not notice {bug:?}");
+}
+
+/// A planted bug: the log thread reports a write as synced when it has only begun.
+#[test]
+fn finds_an_acknowledgement_before_the_sync() {
+    let plan = Plan {
+        slow_disks: true,
+        ..Plan::only(&[Fault::Crash, Fault::PowerCut, Fault::SlowDisk])
+    };
+    finds(
+        Bug::AckBeforeSync,
+        plan,
+        &[Property::Log, Property::Lin, Property::Lead],
+    );
+}
+
+/// A planted bug: a leader that was deposed without knowing it still answers reads.
+#[test]
+fn finds_reads_without_a_quorum() {
+    finds(
+        Bug::ReadsWithoutQuorum,
+        Plan::only(&[Fault::Pause, Fault::Isolate, Fault::SlowNode]),
+        &[Property::Lin],
+    );
+}
+
+/// A planted bug: some entries are applied twice.
+#[test]
+fn finds_an_entry_applied_twice() {
+    let plan = Plan::only(&[Fault::Crash]);
+    finds(
+        Bug::ApplyTwice,
+        plan,
+        &[Property::Once, Property::Lin, Property::Same, Property::Ver],
+    );
+}
