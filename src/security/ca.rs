@@ -254,14 +254,26 @@ impl Authority {
 
 /// A fresh key and a request to sign a certificate for it: what a joining host sends. The key never leaves the host.
 pub fn certificate_request(name: &str) -> Result<CertificateRequest, CaError> {
+    request_with(name, &generate_key()?)
+}
+
+/// The same for a key that is there already.
+pub fn certificate_request_for(name: &str, key_pem: &str) -> Result<CertificateRequest, CaError> {
+    let key = KeyPair::from_pem(key_pem).map_err(|source| CaError::Read {
+        what: "the key",
+        source: source.into(),
+    })?;
+    request_with(name, &key)
+}
+
+fn request_with(name: &str, key: &KeyPair) -> Result<CertificateRequest, CaError> {
     let making = |source| CaError::Make {
         what: "a certificate signing request",
         source,
     };
-    let key = generate_key()?;
     let mut params = CertificateParams::default();
     params.distinguished_name = common_name(name);
-    let request = params.serialize_request(&key).map_err(making)?;
+    let request = params.serialize_request(key).map_err(making)?;
     Ok(CertificateRequest {
         csr_pem: request.pem().map_err(making)?,
         key_pem: key.serialize_pem(),

@@ -165,6 +165,11 @@ impl PeerNames {
         }
     }
 
+    /// Whom a certificate names, PEM; not verified but for use by a node.
+    pub fn identify_pem(&self, certificate_pem: &str) -> Result<Result<PeerIdentity, IdentityError>, TlsError> {
+        Ok(self.identify_certificate(&certificate(certificate_pem, "the certificate")?))
+    }
+
     fn identify_certificate(&self, leaf: &CertificateDer<'_>) -> Result<PeerIdentity, IdentityError> {
         let parsed = EndEntityCert::try_from(leaf).map_err(IdentityError::Unreadable)?;
         let nameless = || IdentityError::Nameless(parsed.valid_dns_names().map(str::to_owned).collect());
