@@ -116,7 +116,7 @@ fn run(command: Command) -> Result<(), RunError> {
             if !settings_only {
                 check_files(&config).map_err(|source| RunError::Start {
                     node: config.name.clone(),
-                    source,
+                    source: Box::new(source),
                 })?;
             }
             let checked = if settings_only {

@@ -46,7 +46,7 @@ pub enum RunError {
         node: String,
         /// Why not.
         #[source]
-        source: StartError,
+        source: Box<StartError>,
     },
     /// The node ran and had to stop.
     #[error("the node stopped: {why}; what it has acknowledged is safe with its peers and on its disk")]

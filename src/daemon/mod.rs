@@ -3,7 +3,6 @@ pub mod config;
 pub mod core;
 pub mod error;
 pub mod shell;
-pub mod sim;
 pub mod store;
 
 use self::config::Config;
@@ -19,7 +18,9 @@ pub fn run(config: Config) -> Result<(), RunError> {
         std::process::exit(exit::INTERNAL.into());
     }));
     let name = config.name.clone();
-    let node = RunningNode::start(config, Surroundings { is_service: true })
-        .map_err(|source| RunError::Start { node: name, source })?;
+    let node = RunningNode::start(config, Surroundings { is_service: true }).map_err(|source| RunError::Start {
+        node: name,
+        source: Box::new(source),
+    })?;
     RunError::of_stop(node.join())
 }

@@ -115,7 +115,7 @@ pub enum StartError {
         path: PathBuf,
         /// Why not.
         #[source]
-        source: OpenError,
+        source: Box<OpenError>,
     },
     /// What is in the store.
     #[error("cannot recover from the store in `{path}`")]
@@ -329,7 +329,7 @@ fn start(config: &Config, surroundings: Surroundings) -> Result<(Arc<Shared>, Dr
     };
     let opened = store::open_telling(&config.data_dir, check, tell).map_err(|source| StartError::Store {
         path: config.data_dir.clone(),
-        source,
+        source: Box::new(source),
     })?;
     notifier.status("recovering");
     let mut store = opened.store;

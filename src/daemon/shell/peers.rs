@@ -246,11 +246,11 @@ impl Peers {
     }
 
     fn detach(&self, link: &Arc<Link>) {
-        if let Some(peer) = self.lock().get_mut(&link.node) {
-            if peer.link.as_ref().is_some_and(|current| Arc::ptr_eq(current, link)) {
-                peer.link = None;
-                peer.changed.notify_one();
-            }
+        if let Some(peer) = self.lock().get_mut(&link.node)
+            && peer.link.as_ref().is_some_and(|current| Arc::ptr_eq(current, link))
+        {
+            peer.link = None;
+            peer.changed.notify_one();
         }
     }
 
