@@ -1,6 +1,6 @@
 //! One QUIC connection to one node: a writer task, a reader task, and the pipeline between them.
 use std::fmt;
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
@@ -10,7 +10,7 @@ use quinn::{ConnectionError, Endpoint, RecvStream, SendStream};
 use tokio::time::timeout;
 
 use super::error::ConnectError;
-use super::options::Identity;
+use super::options::ConnectOptions;
 use super::pipeline::Pipeline;
 use crate::protocol::codec;
 use crate::protocol::error::WireError;
@@ -300,13 +300,9 @@ fn explain(error: &ConnectionError) -> DialError {
 }
 
 /// A UDP endpoint that dials with this identity.
-pub(super) fn endpoint(identity: &Identity) -> Result<Endpoint, ConnectError> {
-    let config = super::transport::client_config(identity)?;
-    let bind = |ip: IpAddr| Endpoint::client(SocketAddr::new(ip, 0));
-    // The IPv6 socket also reaches IPv4; hosts without IPv6 have only the other.
-    let mut endpoint = bind(Ipv6Addr::UNSPECIFIED.into())
-        .or_else(|_| bind(Ipv4Addr::UNSPECIFIED.into()))
-        .map_err(ConnectError::Socket)?;
+pub(super) fn endpoint(options: &ConnectOptions) -> Result<Endpoint, ConnectError> {
+    let config = super::transport::client_config(&options.identity, &options.endpoints)?;
+    let mut endpoint = super::transport::bind().map_err(ConnectError::Socket)?;
     endpoint.set_default_client_config(config);
     Ok(endpoint)
 }

@@ -223,7 +223,7 @@ impl Client {
         if options.endpoints.is_empty() {
             return Err(ConnectError::NoEndpoint);
         }
-        let endpoint = connection::endpoint(&options.identity)?;
+        let endpoint = connection::endpoint(&options)?;
         let deadline = Instant::now() + options.connect_timeout;
         let first = loop {
             match first_to_answer(&endpoint, &options).await {

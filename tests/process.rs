@@ -1,0 +1,445 @@
+//! Real `isxd` processes on loopback, real files, real QUIC: what no simulation can show.
+use std::collections::BTreeMap;
+use std::net::UdpSocket;
+use std::process::{Child, Command, Stdio};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+use isx::client::context::Context;
+use isx::client::{Client, ClientError, ConnectError, ConnectOptions, ListQuery};
+use isx::ctl::dev::{NewNode, init};
+use isx::protocol::error::Code;
+use isx::protocol::id::{NodeId, RequestId};
+use isx::protocol::key::Position;
+use isx::protocol::request::{Change, Condition, NodeStatus, Request, Response, Write};
+use isx::protocol::shard_map::MapView;
+use tempfile::TempDir;
+use tokio::task::JoinHandle;
+use tokio::time::sleep;
+
+/// A machine that runs all tests at once is slow; what happens at all happens well within this.
+const PATIENCE: Duration = Duration::from_secs(30);
+
+/// Three nodes in a directory of their own; killed when dropped.
+struct Cluster {
+    dir: TempDir,
+    context: Context,
+    nodes: Vec<Option<Child>>,
+}
+
+impl Cluster {
+    fn start() -> Self {
+        let dir = tempfile::tempdir().expect("a directory");
+        // Kept until all are known, so that none is given out twice.
+        let sockets: Vec<UdpSocket> = (0..3)
+            .map(|_| UdpSocket::bind("127.0.0.1:0").expect("a port"))
+            .collect();
+        let nodes: Vec<NewNode> = sockets
+            .iter()
+            .zip(1..)
+            .map(|(socket, n)| NewNode {
+                name: format!("n{n}"),
+                address: socket.local_addr().expect("bound").to_string(),
+                zone: format!("z{n}"),
+            })
+            .collect();
+        drop(sockets);
+        let context = init(&dir.path().join("c"), "test", &nodes, 3).expect("files");
+        let mut cluster = Self {
+            dir,
+            context,
+            nodes: vec![None, None, None],
+        };
+        (0..3).for_each(|n| cluster.run(n));
+        cluster
+    }
+
+    fn run(&mut self, n: usize) {
+        let home = self.dir.path().join(format!("c/n{}", n + 1));
+        let log = std::fs::OpenOptions::new()
+            .create(true)
+            .append(true)
+            .open(home.join("log"));
+        let child = Command::new(env!("CARGO_BIN_EXE_isxd"))
+            .arg("run")
+            .arg("--config")
+            .arg(home.join("isxd.toml"))
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(log.expect("a log"))
+            .spawn()
+            .expect("isxd starts");
+        self.nodes[n] = Some(child);
+    }
+
+    /// SIGKILL: the process gets no chance to say or write anything.
+    fn kill(&mut self, n: usize) {
+        let mut child = self.nodes[n].take().expect("it runs");
+        child.kill().expect("killed");
+        child.wait().expect("reaped");
+    }
+
+    async fn client(&self) -> Client {
+        let mut options = ConnectOptions::from(self.context.clone());
+        options.timeout = PATIENCE;
+        options.connect_timeout = PATIENCE;
+        Client::connect(options).await.expect("a node answers")
+    }
+
+    fn logs(&self) -> String {
+        let mut text = String::new();
+        for n in 1..=3 {
+            let log = std::fs::read_to_string(self.dir.path().join(format!("c/n{n}/log"))).unwrap_or_default();
+            let lines: Vec<&str> = log.lines().collect();
+            text += &format!("n{n}:\n{}\n", lines[lines.len().saturating_sub(15)..].join("\n"));
+        }
+        text
+    }
+}
+
+impl Drop for Cluster {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            eprintln!("{}", self.logs());
+        }
+        for child in self.nodes.iter_mut().flatten() {
+            let _ = child.kill();
+            let _ = child.wait();
+        }
+    }
+}
+
+/// What one writer knows of one of its keys.
+#[derive(Debug, Clone, Copy, Default)]
+struct Known {
+    version: u64,
+    count: u64,
+    /// A later write may have happened as well.
+    is_unknown: bool,
+}
+
+/// Writers with keys of their own, each key written by one of them only.
+struct Load {
+    stop: Arc<AtomicBool>,
+    acknowledged: Arc<AtomicU64>,
+    writers: Vec<JoinHandle<BTreeMap<String, Known>>>,
+}
+
+const WRITERS: u64 = 8;
+const KEYS_EACH: u64 = 25;
+
+impl Load {
+    fn start(client: &Client, may_be_unknown: bool) -> Self {
+        let (stop, acknowledged) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicU64::new(0)));
+        let writers = (0..WRITERS)
+            .map(|writer| {
+                tokio::spawn(write_on(
+                    client.clone(),
+                    writer,
+                    may_be_unknown,
+                    stop.clone(),
+                    acknowledged.clone(),
+                ))
+            })
+            .collect();
+        Self {
+            stop,
+            acknowledged,
+            writers,
+        }
+    }
+
+    /// Waits until this many more writes are acknowledged; how long the first of them took.
+    async fn progress(&self, what: &str, writes: u64) -> Duration {
+        let (began, before) = (Instant::now(), self.acknowledged.load(Ordering::Relaxed));
+        let mut first = None;
+        loop {
+            let done = self.acknowledged.load(Ordering::Relaxed) - before;
+            if done > 0 {
+                first.get_or_insert(began.elapsed());
+            }
+            if done >= writes {
+                return first.expect("set above");
+            }
+            assert!(
+                began.elapsed() < PATIENCE,
+                "{what}: {done} of {writes} writes in {PATIENCE:?}"
+            );
+            sleep(Duration::from_millis(5)).await;
+        }
+    }
+
+    async fn finish(self) -> BTreeMap<String, Known> {
+        self.stop.store(true, Ordering::Relaxed);
+        let mut all = BTreeMap::new();
+        for writer in self.writers {
+            all.extend(writer.await.expect("a writer's expectation held"));
+        }
+        all
+    }
+}
+
+async fn write_on(
+    client: Client,
+    writer: u64,
+    may_be_unknown: bool,
+    stop: Arc<AtomicBool>,
+    acknowledged: Arc<AtomicU64>,
+) -> BTreeMap<String, Known> {
+    let mut known: BTreeMap<String, Known> = BTreeMap::new();
+    let mut count = 0;
+    while !stop.load(Ordering::Relaxed) {
+        count += 1;
+        // Spread over the key space, so that every shard has its share.
+        let key = RequestId(u128::from(writer * KEYS_EACH + count % KEYS_EACH)).entity_key();
+        let written = client.put("campaign", &key, format!(r#"{{"count":{count}}}"#)).await;
+        let known = known.entry(key).or_default();
+        match written {
+            Ok(written) => {
+                assert!(
+                    written.version > known.version,
+                    "versions grow: {known:?}, then {written:?}"
+                );
+                *known = Known {
+                    version: written.version,
+                    count,
+                    is_unknown: false,
+                };
+                acknowledged.fetch_add(1, Ordering::Relaxed);
+            }
+            Err(ClientError::Unknown { .. }) if may_be_unknown => known.is_unknown = true,
+            Err(error) => panic!("a write failed: {error}"),
+        }
+    }
+    known
+}
+
+/// Every acknowledged write is there, and nothing is there that was not written.
+async fn check(client: &Client, known: &BTreeMap<String, Known>) {
+    for (key, known) in known {
+        let entity = client.get("campaign", key).await.expect("an answer");
+        let entity = entity.unwrap_or_else(|| panic!("{key} is lost: {known:?}"));
+        let document: serde_json::Value = serde_json::from_slice(&entity.document).expect("as it was put");
+        let count = document["count"].as_u64().expect("as it was put");
+        if known.is_unknown {
+            assert!(count >= known.count, "{key}: {known:?}, found {count}");
+        } else {
+            assert_eq!((entity.version, count), (known.version, known.count), "{key}");
+        }
+    }
+}
+
+/// Waits until a node answers and its copies have all that their leaders had committed when asked.
+async fn caught_up(client: &Client, node: NodeId) {
+    let began = Instant::now();
+    loop {
+        let statuses: BTreeMap<NodeId, NodeStatus> = client
+            .statuses()
+            .await
+            .into_iter()
+            .filter_map(|(info, status)| Some((info.id, status.ok()?)))
+            .collect();
+        if let Some(own) = statuses.get(&node) {
+            let is_behind = own.replicas.iter().any(|copy| {
+                let others = statuses.values().flat_map(|status| &status.replicas);
+                let leader = others
+                    .filter(|r| r.shard.id == copy.shard.id && r.state == "leader")
+                    .max_by_key(|r| r.term);
+                // The load goes on; a few entries behind is what a follower is.
+                leader.is_none_or(|leader| copy.applied + 100 < leader.committed)
+            });
+            if !is_behind && !own.replicas.is_empty() {
+                return;
+            }
+        }
+        assert!(began.elapsed() < PATIENCE, "{node} did not catch up");
+        sleep(Duration::from_millis(50)).await;
+    }
+}
+
+fn test(body: impl Future<Output = ()>) {
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .expect("a runtime");
+    runtime.block_on(body);
+}
+
+#[test]
+fn any_node_may_be_killed_under_load_and_then_all_of_them() {
+    test(async {
+        let mut cluster = Cluster::start();
+        let client = cluster.client().await;
+        let load = Load::start(&client, true);
+        load.progress("first writes", 200).await;
+        for n in 0..3 {
+            cluster.kill(n);
+            let gap = load.progress("writes without one node", 300).await;
+            eprintln!("n{} killed: first write after {gap:?}", n + 1);
+            cluster.run(n);
+            caught_up(&client, NodeId(n as u64 + 1)).await;
+            load.progress("writes with all nodes", 100).await;
+        }
+        let known = load.finish().await;
+        assert_eq!(known.len() as u64, WRITERS * KEYS_EACH);
+        check(&client, &known).await;
+
+        (0..3).for_each(|n| cluster.kill(n));
+        let began = Instant::now();
+        (0..3).for_each(|n| cluster.run(n));
+        check(&client, &known).await;
+        eprintln!(
+            "all killed: everything read back {:?} after the restart",
+            began.elapsed()
+        );
+        client.close().await;
+        // A client that knows nothing of before sees the same.
+        check(&cluster.client().await, &known).await;
+    });
+}
+
+#[test]
+fn a_shard_splits_under_load_without_a_failed_request() {
+    test(async {
+        let cluster = Cluster::start();
+        let client = cluster.client().await;
+        let load = Load::start(&client, false);
+        load.progress("first writes", 200).await;
+        let map = client.map().await.expect("a map");
+        let cut = Position::new("campaign", "5");
+        let holder = |map: &MapView, position: &Position| {
+            let mut holding: Vec<_> = map
+                .shards
+                .iter()
+                .filter(|s| s.range.contains(position))
+                .cloned()
+                .collect();
+            holding.sort_by_key(|shard| shard.epoch);
+            holding.pop().expect("some shard holds it")
+        };
+        let parent = holder(&map, &cut);
+        let (left, right) = client
+            .split(&parent, cut.clone(), RequestId::random())
+            .await
+            .expect("split");
+        assert_eq!((left.id, &left.range.end), (parent.id, &cut));
+        assert_eq!((&right.range.start, &right.range.end), (&cut, &parent.range.end));
+        load.progress("writes after the split", 300).await;
+        let known = load.finish().await;
+        check(&client, &known).await;
+
+        // A listing in small pages goes on across the cut, in order, without a gap.
+        let mut query = ListQuery {
+            service: "campaign".into(),
+            limit: 7,
+            ..ListQuery::default()
+        };
+        let mut keys = Vec::new();
+        loop {
+            let page = client.list(&query).await.expect("a page");
+            keys.extend(page.items.into_iter().map(|item| item.key));
+            match page.next {
+                Some(next) => query.resume = Some(next),
+                None => break,
+            }
+        }
+        assert!(
+            keys.iter().eq(known.keys()),
+            "{} listed, {} written",
+            keys.len(),
+            known.len()
+        );
+        // Every node soon knows where the right half begins.
+        for node in 1..=3 {
+            let began = Instant::now();
+            loop {
+                if let Ok(Response::Map(map)) = client.ask(NodeId(node), Request::Map).await {
+                    if holder(&map, &cut).id == right.id {
+                        break;
+                    }
+                }
+                assert!(began.elapsed() < PATIENCE, "n{node} does not learn of the split");
+                sleep(Duration::from_millis(20)).await;
+            }
+        }
+    });
+}
+
+#[test]
+fn bad_callers_and_bad_requests_get_their_errors_and_the_cluster_goes_on() {
+    test(async {
+        let cluster = Cluster::start();
+        let client = cluster.client().await;
+        client.put("campaign", "c-1", &br#"{"n":1}"#[..]).await.expect("put");
+
+        // A certificate of another cluster's authority.
+        let node = NewNode {
+            name: "n1".into(),
+            address: cluster.context.endpoints[0].clone(),
+            zone: String::new(),
+        };
+        let stranger = init(&cluster.dir.path().join("other"), "other", &[node], 1).expect("files");
+        let mut options = ConnectOptions::from(Context {
+            ca: cluster.context.ca.clone(),
+            cluster: None,
+            ..stranger
+        });
+        options.connect_timeout = Duration::from_secs(2);
+        let error = Client::connect(options).await.err().expect("not let in");
+        assert!(matches!(error, ConnectError::Certificate { .. }), "{error}");
+
+        // Datagrams that are no QUIC.
+        let socket = UdpSocket::bind("127.0.0.1:0").expect("a port");
+        for round in 0..100u8 {
+            for endpoint in &cluster.context.endpoints {
+                socket.send_to(&[round.wrapping_mul(37); 900], endpoint).expect("sent");
+            }
+        }
+
+        let code = |result: Result<_, ClientError>| match result {
+            Err(ClientError::Refused(error)) => error.code,
+            other => panic!("expected a refusal: {:?}", other.map(drop)),
+        };
+        assert_eq!(
+            code(client.put("campaign", "c-1", &b"[1]"[..]).await),
+            Code::BadDocument
+        );
+        let huge = format!(r#"{{"text":"{}"}}"#, "x".repeat(1 << 20));
+        assert_eq!(code(client.put("campaign", "c-1", huge).await), Code::TooLarge);
+        assert_eq!(code(client.put("nonsense", "c-1", &b"{}"[..]).await), Code::NoService);
+        assert_eq!(code(client.patch("campaign", "c-2", &b"{}"[..]).await), Code::NotFound);
+        let mut write = Write {
+            service: "campaign".into(),
+            key: "c-1".into(),
+            id: RequestId::random(),
+            condition: Condition::IfVersion(99),
+            change: Change::Put((&br#"{"n":2}"#[..]).into()),
+        };
+        assert_eq!(code(client.write(write.clone()).await), Code::VersionConflict);
+
+        // The same id again: one effect, the first answer; with other content: refused.
+        write.id = RequestId::random();
+        write.condition = Condition::Always;
+        let first = client.write(write.clone()).await.expect("written");
+        let again = client.write(write.clone()).await.expect("answered");
+        assert!(!first.repeated && again.repeated);
+        assert_eq!(first.version, again.version);
+        let shown = client
+            .show_request("campaign", "c-1", write.id)
+            .await
+            .expect("an answer");
+        assert_eq!(shown.map(|written| written.version), Some(first.version));
+        write.change = Change::Delete;
+        assert_eq!(code(client.write(write).await), Code::RequestIdReused);
+
+        let entity = client.get("campaign", "c-1").await.expect("an answer").expect("there");
+        assert_eq!(
+            (entity.version, &entity.document[..]),
+            (first.version, &br#"{"n":2}"#[..])
+        );
+        let posted = client.post("campaign", &br#"{"n":3}"#[..]).await.expect("posted");
+        assert!(client.get("campaign", &posted.key).await.expect("an answer").is_some());
+        assert!(client.statuses().await.iter().all(|(_, status)| status.is_ok()));
+    });
+}
