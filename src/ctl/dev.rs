@@ -340,8 +340,10 @@ fn running(home: &Path) -> Option<i32> {
         .split(|&b| b == 0)
         .any(|argument| argument == config.as_os_str().as_encoded_bytes());
     let stat = std::fs::read_to_string(process.join("stat")).ok()?;
-    let zombie = stat.rsplit(") ").next().is_some_and(|rest| rest.starts_with('Z'));
-    (is_ours && !zombie).then_some(pid)
+    // A killed process keeps its socket until its last thread is gone, also when its first one is a zombie already.
+    let is_zombie = stat.rsplit(") ").next().is_some_and(|rest| rest.starts_with('Z'));
+    let threads = std::fs::read_dir(process.join("task")).map_or(0, Iterator::count);
+    ((is_ours || is_zombie) && (!is_zombie || threads > 1)).then_some(pid)
 }
 
 fn signal(node: &LocalNode, pid: i32, signal: Signal) -> Result<(), DevError> {
