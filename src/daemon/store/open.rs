@@ -108,7 +108,7 @@ pub(super) fn format(file: &File, kind: FileKind, identity: &StoreIdentity) -> R
 }
 
 /// Whose file it is; refuses formats that this build doesn't read and files in each other's place.
-pub(super) fn owner(file: &File, kind: FileKind, path: &PathBuf) -> Result<StoreIdentity, OpenError> {
+pub(super) fn owner(file: &File, kind: FileKind, path: &std::path::Path) -> Result<StoreIdentity, OpenError> {
     let damaged = |source| OpenError::Damaged {
         path: path.clone(),
         source,
@@ -241,7 +241,7 @@ fn read_state(state: &File, files: &Files) -> Result<(Vec<StoredReplica>, Checkp
 }
 
 /// A row that could not be read, while opening.
-pub(super) fn row_error(path: &PathBuf, what: &str, fault: ReadFault) -> OpenError {
+pub(super) fn row_error(path: &std::path::Path, what: &str, fault: ReadFault) -> OpenError {
     let row = match &fault {
         ReadFault::Checksum { key } => match <[u8; 8]>::try_from(key.as_ref()) {
             Ok(number) => format!("{what} {}", u64::from_be_bytes(number)),
