@@ -36,12 +36,15 @@ pub(super) fn client_config(identity: &Identity, endpoints: &[String]) -> Result
     let mut config = tls::client_config(&ca, &certificate, &key)
         .map_err(|error| unusable(&identity.certificate, "client certificate", &error))?;
     let mut mtu = quinn::MtuDiscoveryConfig::default();
-    let is_local = endpoints
-        .iter()
-        .all(|endpoint| ["127.", "localhost:", "[::1]:"].iter().any(|here| endpoint.starts_with(here)));
+    let is_local = endpoints.iter().all(|endpoint| {
+        ["127.", "localhost:", "[::1]:"]
+            .iter()
+            .any(|here| endpoint.starts_with(here))
+    });
     mtu.upper_bound(if is_local { MTU_LOOPBACK } else { MTU_NETWORK });
     let mut acks = quinn::AckFrequencyConfig::default();
-    acks.ack_eliciting_threshold(ACK_EVERY.into()).max_ack_delay(Some(ACK_DELAY));
+    acks.ack_eliciting_threshold(ACK_EVERY.into())
+        .max_ack_delay(Some(ACK_DELAY));
     let idle = IDLE_TIMEOUT.try_into().expect("three seconds fit a QUIC integer");
     let mut transport = quinn::TransportConfig::default();
     transport
