@@ -14,6 +14,7 @@ use isx::protocol::id::{NodeId, RequestId};
 use isx::protocol::key::Position;
 use isx::protocol::request::{Change, Condition, NodeStatus, Request, Response, Write};
 use isx::protocol::shard_map::MapView;
+use rustix::process::{Pid, Signal, kill_process};
 use tempfile::TempDir;
 use tokio::task::JoinHandle;
 use tokio::time::sleep;
@@ -123,6 +124,8 @@ struct Known {
 struct Load {
     stop: Arc<AtomicBool>,
     acknowledged: Arc<AtomicU64>,
+    /// Longest time that a single write took, with all its retries, since last asked. Unit: ms.
+    slowest_ms: Arc<AtomicU64>,
     writers: Vec<JoinHandle<BTreeMap<String, Known>>>,
 }
 
@@ -131,36 +134,29 @@ const KEYS_EACH: u64 = 25;
 
 impl Load {
     fn start(client: &Client, may_be_unknown: bool) -> Self {
-        let (stop, acknowledged) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicU64::new(0)));
+        let (stop, acknowledged, slowest_ms) = <(Arc<AtomicBool>, Arc<AtomicU64>, Arc<AtomicU64>)>::default();
         let writers = (0..WRITERS)
             .map(|writer| {
-                tokio::spawn(write_on(
-                    client.clone(),
-                    writer,
-                    may_be_unknown,
-                    stop.clone(),
-                    acknowledged.clone(),
-                ))
+                let (stop, acknowledged, slowest_ms) = (stop.clone(), acknowledged.clone(), slowest_ms.clone());
+                let writer = write_on(client.clone(), writer, may_be_unknown, stop, acknowledged, slowest_ms);
+                tokio::spawn(writer)
             })
             .collect();
         Self {
             stop,
             acknowledged,
+            slowest_ms,
             writers,
         }
     }
 
-    /// Waits until this many more writes are acknowledged; how long the first of them took.
+    /// Waits until this many more writes are acknowledged; the longest time that one of them took.
     async fn progress(&self, what: &str, writes: u64) -> Duration {
         let (began, before) = (Instant::now(), self.acknowledged.load(Ordering::Relaxed));
-        let mut first = None;
         loop {
             let done = self.acknowledged.load(Ordering::Relaxed) - before;
-            if done > 0 {
-                first.get_or_insert(began.elapsed());
-            }
             if done >= writes {
-                return first.expect("set above");
+                return Duration::from_millis(self.slowest_ms.swap(0, Ordering::Relaxed));
             }
             assert!(
                 began.elapsed() < PATIENCE,
@@ -186,6 +182,7 @@ async fn write_on(
     may_be_unknown: bool,
     stop: Arc<AtomicBool>,
     acknowledged: Arc<AtomicU64>,
+    slowest_ms: Arc<AtomicU64>,
 ) -> BTreeMap<String, Known> {
     let mut known: BTreeMap<String, Known> = BTreeMap::new();
     let mut count = 0;
@@ -193,6 +190,7 @@ async fn write_on(
         count += 1;
         // Spread over the key space, so that every shard has its share.
         let key = RequestId(u128::from(writer * KEYS_EACH + count % KEYS_EACH)).entity_key();
+        let began = Instant::now();
         let written = client.put("campaign", &key, format!(r#"{{"count":{count}}}"#)).await;
         let known = known.entry(key).or_default();
         match written {
@@ -206,6 +204,7 @@ async fn write_on(
                     count,
                     is_unknown: false,
                 };
+                slowest_ms.fetch_max(began.elapsed().as_millis() as u64, Ordering::Relaxed);
                 acknowledged.fetch_add(1, Ordering::Relaxed);
             }
             Err(ClientError::Unknown { .. }) if may_be_unknown => known.is_unknown = true,
@@ -275,8 +274,9 @@ fn any_node_may_be_killed_under_load_and_then_all_of_them() {
         load.progress("first writes", 200).await;
         for n in 0..3 {
             cluster.kill(n);
-            let gap = load.progress("writes without one node", 300).await;
-            eprintln!("n{} killed: first write after {gap:?}", n + 1);
+            // Enough that each writer comes by the shards that the dead node led.
+            let slowest = load.progress("writes without one node", 2 * WRITERS * KEYS_EACH).await;
+            eprintln!("n{} killed: the slowest write took {slowest:?}", n + 1);
             cluster.run(n);
             caught_up(&client, NodeId(n as u64 + 1)).await;
             load.progress("writes with all nodes", 100).await;
@@ -296,6 +296,26 @@ fn any_node_may_be_killed_under_load_and_then_all_of_them() {
         client.close().await;
         // A client that knows nothing of before sees the same.
         check(&cluster.client().await, &known).await;
+    });
+}
+
+#[test]
+fn a_frozen_node_holds_nobody_up_for_long() {
+    test(async {
+        let cluster = Cluster::start();
+        let client = cluster.client().await;
+        let load = Load::start(&client, true);
+        load.progress("first writes", 200).await;
+        for node in cluster.nodes.iter().flatten() {
+            let pid = Pid::from_child(node);
+            // Alive for its kernel, silent for everybody else: no connection breaks.
+            kill_process(pid, Signal::STOP).expect("stopped");
+            let slowest = load.progress("writes without one node", 2 * WRITERS * KEYS_EACH).await;
+            eprintln!("{pid:?} frozen: the slowest write took {slowest:?}");
+            kill_process(pid, Signal::CONT).expect("continued");
+            load.progress("writes with all nodes", 100).await;
+        }
+        check(&client, &load.finish().await).await;
     });
 }
 
