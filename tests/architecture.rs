@@ -121,7 +121,8 @@ fn has(line: &str, word: &str) -> bool {
         let is_name = |c: char| c.is_alphanumeric() || c == '_';
         let before = code[..at].chars().next_back();
         let after = code[at + word.len()..].chars().next();
-        !before.is_some_and(is_name) && !(word.ends_with(is_name) && after.is_some_and(is_name))
+        let goes_on = word.ends_with(is_name) && after.is_some_and(is_name);
+        !before.is_some_and(is_name) && !goes_on
     })
 }
 

@@ -910,7 +910,7 @@ mod tests {
         };
         let before = descriptor(1, 1, "", None);
         let (left, right) = (descriptor(1, 2, "", Some("m")), descriptor(2, 2, "m", None));
-        assert_eq!(judge(&[before.clone()]), Ok(()));
+        assert_eq!(judge(std::slice::from_ref(&before)), Ok(()));
         assert_eq!(
             judge(&[before.clone(), left.clone(), right.clone(), before.clone()]),
             Ok(())

@@ -34,8 +34,8 @@ impl Media {
     }
 
     /// Opens the store, and makes it where there is none.
-    pub fn open(&self) -> Result<Opened, OpenError> {
-        self.disk.open(self.check)
+    pub fn open(&self) -> Result<Opened, Box<OpenError>> {
+        self.disk.open(self.check).map_err(Box::new)
     }
 
     /// The next write of the log fails, in the write or in the sync.

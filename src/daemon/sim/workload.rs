@@ -203,12 +203,11 @@ impl Client {
                     // Nothing heard: the request or its answer may be lost, or only late.
                     task.is_open = true;
                     let (request, position) = (&task.request, position_of(&task.request));
-                    if let (Some(position), true) = (position, !matches!(request, Request::Map)) {
-                        if let Some(id) = self.map.find(&position).map(|shard| shard.id) {
-                            if let Some((_, leader)) = self.map.leader(id) {
-                                self.map.doubt_leader(id, leader);
-                            }
-                        }
+                    if let (Some(position), true) = (position, !matches!(request, Request::Map))
+                        && let Some(id) = self.map.find(&position).map(|shard| shard.id)
+                        && let Some((_, leader)) = self.map.leader(id)
+                    {
+                        self.map.doubt_leader(id, leader);
                     }
                 }
                 self.try_again(now, moment, stage, acts);
@@ -229,6 +228,10 @@ impl Client {
     }
 
     /// An answer, perhaps to an attempt that was given up on.
+    #[expect(
+        clippy::too_many_arguments,
+        reason = "one call each, of things that have no name together"
+    )]
     pub fn answered(
         &mut self,
         now: Time,
@@ -269,6 +272,10 @@ impl Client {
         Ok(())
     }
 
+    #[expect(
+        clippy::too_many_arguments,
+        reason = "one call each, of things that have no name together"
+    )]
     fn take_answer(
         &mut self,
         mut task: Task,
@@ -475,6 +482,10 @@ impl Client {
     }
 
     /// Writes down a page of a listing as one read of each entity in it, and of each hot one that is not.
+    #[expect(
+        clippy::too_many_arguments,
+        reason = "one call each, of things that have no name together"
+    )]
     fn listed(
         &mut self,
         service: &str,
@@ -745,6 +756,10 @@ impl Client {
         self.begin(now, moment, kind, request, role, stage, acts);
     }
 
+    #[expect(
+        clippy::too_many_arguments,
+        reason = "one call each, of things that have no name together"
+    )]
     fn begin(
         &mut self,
         now: Time,

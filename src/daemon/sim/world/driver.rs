@@ -179,7 +179,7 @@ impl World {
                 continue;
             };
             self.frames += 1;
-            let messages = if self.frames % 64 == 0 {
+            let messages = if self.frames.is_multiple_of(64) {
                 recoded(messages)
             } else {
                 messages
@@ -438,6 +438,7 @@ impl World {
     }
 
     /// An answer leaves the process, unless it has grown too old under its lease.
+    #[expect(clippy::too_many_arguments, reason = "the fields of one effect")]
     pub(super) fn hand_out(
         &mut self,
         machine: usize,
@@ -486,18 +487,15 @@ impl World {
         let client = session.0 as usize - 1;
         self.asked.remove(&(client, tag));
         let client_place = self.machines.len() + client;
-        match self.network.stream(now, machine, client_place) {
-            Some(at) => self.schedule.at(
-                at,
-                Event::Answer {
-                    client,
-                    tag,
-                    response,
-                    hint,
-                },
-            ),
-            // The client finds out by itself that it hears nothing.
-            None => {}
+        // Cut off, the client finds out by itself that it hears nothing.
+        if let Some(at) = self.network.stream(now, machine, client_place) {
+            let answer = Event::Answer {
+                client,
+                tag,
+                response,
+                hint,
+            };
+            self.schedule.at(at, answer);
         }
     }
 

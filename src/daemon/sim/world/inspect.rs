@@ -39,7 +39,7 @@ impl World {
 
     pub(super) fn housekeeping(&mut self) -> Result<(), Violation> {
         self.look_at_connections();
-        if self.schedule.now().0 / HOUSEKEEPING.0 % 4 == 0 {
+        if (self.schedule.now().0 / HOUSEKEEPING.0).is_multiple_of(4) {
             for machine in 0..self.machines.len() {
                 self.tell_space(machine);
             }

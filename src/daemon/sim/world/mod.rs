@@ -620,7 +620,6 @@ impl World {
                 self.round(machine)?;
             }
             Event::Wake { machine, boot, at } => {
-                let machine = machine;
                 let Some(process) = self.process_of(machine, boot) else {
                     return Ok(());
                 };
