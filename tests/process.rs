@@ -380,10 +380,10 @@ fn a_shard_splits_under_load_without_a_failed_request() {
         for node in 1..=3 {
             let began = Instant::now();
             loop {
-                if let Ok(Response::Map(map)) = client.ask(NodeId(node), Request::Map).await {
-                    if holder(&map, &cut).id == right.id {
-                        break;
-                    }
+                if let Ok(Response::Map(map)) = client.ask(NodeId(node), Request::Map).await
+                    && holder(&map, &cut).id == right.id
+                {
+                    break;
                 }
                 assert!(began.elapsed() < PATIENCE, "n{node} does not learn of the split");
                 sleep(Duration::from_millis(20)).await;

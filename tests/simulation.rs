@@ -54,7 +54,7 @@ fn agrees_under_faults_then_recovers() {
     let secs = variable("ISX_SIM_SECS", 60);
     let (first, count) = match std::env::var("ISX_SEED") {
         Ok(_) => (variable("ISX_SEED", 0), 1),
-        Err(_) => (variable("ISX_SIM_FIRST", 1), variable("ISX_SIM_SEEDS", 8)),
+        Err(_) => (variable("ISX_SIM_FIRST", 1), variable("ISX_SIM_SEEDS", 40)),
     };
     let jobs = variable(
         "ISX_SIM_JOBS",

@@ -904,11 +904,11 @@ impl Shared {
 
     fn link_lost(&self, connection: &Arc<Connection>, reason: &str) {
         let mut state = self.state();
-        if let Some(link) = state.links.get_mut(&connection.node) {
-            if link.up.as_ref().is_some_and(|up| Arc::ptr_eq(up, connection)) {
-                link.up = None;
-                link.last_error = reason.to_owned();
-            }
+        if let Some(link) = state.links.get_mut(&connection.node)
+            && link.up.as_ref().is_some_and(|up| Arc::ptr_eq(up, connection))
+        {
+            link.up = None;
+            link.last_error = reason.to_owned();
         }
     }
 

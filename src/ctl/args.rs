@@ -356,7 +356,7 @@ pub enum ClusterCommand {
         /// Its name
         #[arg(long)]
         name: String,
-        /// Its first nodes (repeat or separate by commas): NAME=HOST:PORT[@ZONE]
+        /// Its first nodes (repeat or separate by commas): NAME=HOST:PORT, with @ZONE behind it if wanted
         #[arg(long, required = true, value_delimiter = ',', value_name = "NODE")]
         nodes: Vec<String>,
         /// Copies of each shard

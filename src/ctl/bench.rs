@@ -211,7 +211,9 @@ async fn work(client: Client, shared: Arc<Shared>, number: u32) -> Worker {
     let args = &shared.args;
     let mut worker = Worker::new();
     let mut rng = fastrand::Rng::with_seed(args.seed ^ (u64::from(number) << 32 | 0x5bd1));
-    let mut counter = 0;
+    let mut counter: u64 = 0;
+    // Ids are never the same in two runs, whatever the seed: a repeated id is answered from memory.
+    let run_id = RequestId::random().0;
     while !shared.stop.load(Relaxed) {
         let intended = match args.rate {
             Some(rate) => {
@@ -240,7 +242,7 @@ async fn work(client: Client, shared: Arc<Shared>, number: u32) -> Worker {
             let write = Write {
                 service: args.service.clone(),
                 key,
-                id: RequestId(rng.u128(..)),
+                id: RequestId(run_id.wrapping_add(counter.into())),
                 condition: Condition::Always,
                 change: Change::Put(document(index, counter, args.value_bytes)),
             };

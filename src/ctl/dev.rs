@@ -247,47 +247,51 @@ pub fn nodes(directory: &Path) -> Result<Vec<LocalNode>, DevError> {
     Ok(nodes.into_values().collect())
 }
 
-/// Starts a node that is not running, as a process of its own that outlives this one.
-pub fn start(node: &LocalNode) -> Result<(), DevError> {
+/// Starts nodes that are not running, each as a process of its own that outlives this one.
+pub fn start(nodes: &[&LocalNode]) -> Result<(), DevError> {
     let me = std::env::current_exe().map_err(|source| file("find", Path::new("isxctl"), source))?;
     let daemon = me.with_file_name("isxd");
     if !daemon.exists() {
         return Err(DevError::NoDaemon(me));
     }
-    let mut options = std::fs::OpenOptions::new();
-    let log = options
-        .create(true)
-        .append(true)
-        .open(&node.log)
-        .map_err(|source| file("open", &node.log, source))?;
-    let errors = log.try_clone().map_err(|source| file("open", &node.log, source))?;
-    let mut command = Command::new(daemon);
-    command.arg("run").arg("--config").arg(node.directory.join("isxd.toml"));
-    command
-        .stdin(Stdio::null())
-        .stdout(log)
-        .stderr(errors)
-        .env_remove("NOTIFY_SOCKET");
-    // A group of its own: Ctrl-C at this terminal is not for it.
-    command.process_group(0);
-    let mut child = command
-        .spawn()
-        .map_err(|source| file("start", &node.directory, source))?;
-    write_file(&node.directory.join("pid"), &format!("{}\n", child.id()))?;
+    let mut children = Vec::new();
+    for node in nodes {
+        let mut options = std::fs::OpenOptions::new();
+        let log = options.create(true).append(true).open(&node.log);
+        let log = log.map_err(|source| file("open", &node.log, source))?;
+        let errors = log.try_clone().map_err(|source| file("open", &node.log, source))?;
+        let mut command = Command::new(&daemon);
+        command.arg("run").arg("--config").arg(node.directory.join("isxd.toml"));
+        command
+            .stdin(Stdio::null())
+            .stdout(log)
+            .stderr(errors)
+            .env_remove("NOTIFY_SOCKET");
+        // A group of its own: Ctrl-C at this terminal is not for it.
+        command.process_group(0);
+        let child = command
+            .spawn()
+            .map_err(|source| file("start", &node.directory, source))?;
+        write_file(&node.directory.join("pid"), &format!("{}\n", child.id()))?;
+        children.push((node, child));
+    }
     // Long enough for a bad configuration or a port in use to show.
     let deadline = Instant::now() + Duration::from_millis(150);
     while Instant::now() < deadline {
-        if let Ok(Some(status)) = child.try_wait() {
-            let _ = std::fs::remove_file(node.directory.join("pid"));
-            let text = std::fs::read_to_string(&node.log).unwrap_or_default();
-            let lines: Vec<&str> = text.lines().rev().take(5).collect();
-            let tail = lines.into_iter().rev().collect::<Vec<_>>().join("\n");
-            return Err(DevError::Stopped {
-                node: node.name.clone(),
-                status: status.to_string(),
-                log: node.log.clone(),
-                tail,
-            });
+        for (node, child) in &mut children {
+            if let Ok(Some(status)) = child.try_wait() {
+                let _ = std::fs::remove_file(node.directory.join("pid"));
+                let text = std::fs::read_to_string(&node.log).unwrap_or_default();
+                let lines: Vec<&str> = text.lines().rev().take(5).collect();
+                let tail = lines.into_iter().rev().collect::<Vec<_>>().join("\n");
+                let (status, log) = (status.to_string(), node.log.clone());
+                return Err(DevError::Stopped {
+                    node: node.name.clone(),
+                    status,
+                    log,
+                    tail,
+                });
+            }
         }
         std::thread::sleep(Duration::from_millis(15));
     }
@@ -336,8 +340,10 @@ fn running(home: &Path) -> Option<i32> {
         .split(|&b| b == 0)
         .any(|argument| argument == config.as_os_str().as_encoded_bytes());
     let stat = std::fs::read_to_string(process.join("stat")).ok()?;
-    let zombie = stat.rsplit(") ").next().is_some_and(|rest| rest.starts_with('Z'));
-    (is_ours && !zombie).then_some(pid)
+    // A killed process keeps its socket until its last thread is gone, also when its first one is a zombie already.
+    let is_zombie = stat.rsplit(") ").next().is_some_and(|rest| rest.starts_with('Z'));
+    let threads = std::fs::read_dir(process.join("task")).map_or(0, Iterator::count);
+    ((is_ours || is_zombie) && (!is_zombie || threads > 1)).then_some(pid)
 }
 
 fn signal(node: &LocalNode, pid: i32, signal: Signal) -> Result<(), DevError> {

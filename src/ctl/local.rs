@@ -65,7 +65,7 @@ pub(super) async fn dev(env: &Environment, command: DevCommand) -> Ended {
             if node.pid.is_some() {
                 return env.print(&format!("{} is running\n", node.name));
             }
-            dev::start(&node)?;
+            dev::start(&[&node])?;
             env.print(&format!("{} started\n", node.name))
         }
         DevCommand::Data { count, seed } => {
@@ -104,9 +104,8 @@ async fn up(env: &Environment, count: u32, fresh: bool, place: &DevPlace) -> End
         dev::use_context("dev", context)?;
     }
     let nodes = dev::nodes(&directory)?;
-    for node in nodes.iter().filter(|node| node.pid.is_none()) {
-        dev::start(node)?;
-    }
+    let stopped: Vec<&LocalNode> = nodes.iter().filter(|node| node.pid.is_none()).collect();
+    dev::start(&stopped)?;
     let bar = env.progress(None, "{spinner} {msg}");
     bar.set_message("waiting until every shard has a leader");
     let serving = wait_until_serving(env, Duration::from_secs(20)).await;

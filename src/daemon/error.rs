@@ -88,6 +88,7 @@ impl RunError {
             StopReason::Disk(why) => (why, exit::DISK),
             // The core halts when its own rows can't be read: what it applied next would differ from its peers.
             StopReason::Halted(why) => (why, exit::DISK),
+            StopReason::Removed => ("it has left the cluster for good".to_owned(), exit::REMOVED),
             StopReason::Died(why) => (why, exit::INTERNAL),
         };
         Err(RunError::Stopped { why, code })

@@ -103,6 +103,12 @@ impl Session {
         self.wake.notify_one();
     }
 
+    /// Whether answers wait for the writer.
+    pub(super) fn has_answers(&self) -> bool {
+        let answers = self.lock();
+        !answers.closed && !answers.buffer.is_empty()
+    }
+
     fn lock(&self) -> MutexGuard<'_, Answers> {
         self.answers.lock().unwrap_or_else(PoisonError::into_inner)
     }

@@ -31,11 +31,14 @@ use crate::protocol::error::{Code, WireError};
 use crate::protocol::id::NodeId;
 use crate::protocol::message::Message;
 use crate::protocol::request::{RequestFrame, Response, ResponseFrame, RouteHint};
+use crate::protocol::shard_map::Membership;
 
 /// The core is told of disk space this often.
 const DISK_SPACE_EVERY: Duration = Duration::from_secs(2);
 /// The members that the core knows are looked through this often.
 const MEMBERS_EVERY: Duration = Duration::from_millis(250);
+/// How long a stop waits for answers that are not sent yet.
+const SEE_OFF: Duration = Duration::from_millis(200);
 
 /// Owns the node and everything that only its thread touches.
 pub(super) struct Driver {
@@ -98,6 +101,7 @@ impl Driver {
         self.drain();
         loop {
             if let Some(reason) = self.ended.take() {
+                self.see_off().await;
                 self.disk.finish();
                 return reason;
             }
@@ -142,6 +146,16 @@ impl Driver {
             // The readers' turn: they may have more by now, and the next round takes all of it.
             tokio::task::yield_now().await;
         }
+    }
+
+    /// Gives the last answers a moment to leave.
+    async fn see_off(&self) {
+        let deadline = Instant::now() + SEE_OFF;
+        while Instant::now() < deadline && self.sessions.values().any(|session| session.has_answers()) {
+            tokio::time::sleep(SEE_OFF / 20).await;
+        }
+        // From the streams into packets.
+        tokio::time::sleep(SEE_OFF / 20).await;
     }
 
     fn step(&mut self, clock: Clock, input: Input) {
@@ -267,6 +281,11 @@ impl Driver {
         let map = self.node.map();
         if map.version != self.map_version {
             self.map_version = map.version;
+            let me = map.nodes.get(&self.shared.node);
+            if me.is_some_and(|me| me.membership == Membership::Gone) {
+                tracing::error!("{} has left the cluster for good", self.shared.node);
+                self.ended = Some(StopReason::Removed);
+            }
             self.shared.peers.learn(&self.shared, map.nodes.values());
         }
     }

@@ -146,6 +146,8 @@ pub enum StopReason {
     Disk(String),
     /// The core can't go on.
     Halted(String),
+    /// It left the cluster.
+    Removed,
     /// A part of the shell died.
     Died(String),
 }

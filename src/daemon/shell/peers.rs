@@ -372,32 +372,44 @@ async fn connect(shared: &Shared, node: NodeId, address: &str) -> Result<(Wire, 
                 });
             }
         };
-        match reply {
-            HelloReply::Refused(error) => Err(DialError::Refused(error)),
-            HelloReply::Welcome {
-                protocol,
-                cluster,
-                node: it,
-                ..
-            } => {
-                check_versions((protocol, protocol)).map_err(DialError::NotIt)?;
-                if cluster != shared.cluster {
-                    let text = format!("it belongs to cluster {cluster}, we to {}", shared.cluster);
-                    return Err(DialError::NotIt(WireError::new(Code::OtherCluster, text)));
-                }
-                // Its certificate says so: the name was dialled.
-                if it.node != node {
-                    let text = format!("it says it is {}, its certificate says {node}", it.node);
-                    return Err(DialError::NotIt(WireError::new(Code::NotProven, text)));
-                }
-                shared.peers.check(&it).map_err(DialError::NotIt)?;
-                Ok((wire, it.store_id))
+        match judge(shared, node, reply) {
+            Ok(store_id) => Ok((wire, store_id)),
+            Err(error) => {
+                // So that it can tell its operator, too.
+                wire.connection
+                    .close(Close::NotProven.code(), error.to_string().as_bytes());
+                Err(error)
             }
         }
     };
     timeout(GREETING_TIMEOUT, greeting)
         .await
         .map_err(|_| DialError::TimedOut)?
+}
+
+/// Whether the one that answered is the peer that was dialled, with the store that it registered with.
+fn judge(shared: &Shared, node: NodeId, reply: HelloReply) -> Result<u128, DialError> {
+    let not_it = |code, text| Err(DialError::NotIt(WireError::new(code, text)));
+    match reply {
+        HelloReply::Refused(error) => Err(DialError::Refused(error)),
+        HelloReply::Welcome { cluster, .. } if cluster != shared.cluster => not_it(
+            Code::OtherCluster,
+            format!(
+                "{node} belongs to cluster {cluster}, {} to {}",
+                shared.node, shared.cluster
+            ),
+        ),
+        // Its certificate says so: it was dialled by its name.
+        HelloReply::Welcome { node: it, .. } if it.node != node => not_it(
+            Code::NotProven,
+            format!("you say you are {}, your certificate says {node}", it.node),
+        ),
+        HelloReply::Welcome { protocol, node: it, .. } => {
+            check_versions((protocol, protocol)).map_err(DialError::NotIt)?;
+            shared.peers.check(&it).map_err(DialError::NotIt)?;
+            Ok(it.store_id)
+        }
+    }
 }
 
 /// Exchanges messages with a greeted peer until the connection ends.

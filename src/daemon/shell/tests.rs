@@ -519,8 +519,8 @@ fn answers_match_however_many_requests_are_under_way() {
         while seen.len() < 1000 {
             let answer: ResponseFrame = ada.wire.receive().await.expect("an answer");
             let fits = match answer.response {
-                Response::Written(_) => answer.tag % 2 == 0,
-                Response::Map(_) => answer.tag % 2 == 1,
+                Response::Written(_) => answer.tag.is_multiple_of(2),
+                Response::Map(_) => !answer.tag.is_multiple_of(2),
                 other => panic!("{other:?}"),
             };
             assert!(fits && seen.insert(answer.tag), "tag {}", answer.tag);

@@ -93,11 +93,7 @@ fn finish_creation(dir: &Path, log: &Path, state: &Path) -> Result<(), OpenError
     if !exists(&made)? {
         return Err(half(dir, FileKind::Log, FileKind::State));
     }
-    let log_owner = owner(
-        &open_file(log, FileKind::Log, |_, _| {})?,
-        FileKind::Log,
-        &log.to_owned(),
-    )?;
+    let log_owner = owner(&open_file(log, FileKind::Log, |_, _| {})?, FileKind::Log, log)?;
     let state_owner = owner(&open_file(&made, FileKind::State, |_, _| {})?, FileKind::State, &made)?;
     if log_owner != state_owner {
         return Err(half(dir, FileKind::Log, FileKind::State));

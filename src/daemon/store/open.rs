@@ -108,9 +108,9 @@ pub(super) fn format(file: &File, kind: FileKind, identity: &StoreIdentity) -> R
 }
 
 /// Whose file it is; refuses formats that this build doesn't read and files in each other's place.
-pub(super) fn owner(file: &File, kind: FileKind, path: &PathBuf) -> Result<StoreIdentity, OpenError> {
+pub(super) fn owner(file: &File, kind: FileKind, path: &std::path::Path) -> Result<StoreIdentity, OpenError> {
     let damaged = |source| OpenError::Damaged {
-        path: path.clone(),
+        path: path.to_owned(),
         source,
     };
     let about = file.view(Table::About).map_err(|fault| damaged(fault.into()))?;
@@ -126,7 +126,7 @@ pub(super) fn owner(file: &File, kind: FileKind, path: &PathBuf) -> Result<Store
     );
     if !(FORMAT_OLDEST..=FORMAT).contains(&found) {
         return Err(OpenError::Format {
-            path: path.clone(),
+            path: path.to_owned(),
             found,
             oldest: FORMAT_OLDEST,
             newest: FORMAT,
@@ -135,7 +135,7 @@ pub(super) fn owner(file: &File, kind: FileKind, path: &PathBuf) -> Result<Store
     let owner: Owner = postcard::from_bytes(&value(&OWNER_KEY)?).map_err(|error| damaged(error.into()))?;
     if owner.kind != kind {
         return Err(OpenError::Swapped {
-            path: path.clone(),
+            path: path.to_owned(),
             found: owner.kind.name(),
         });
     }
@@ -207,7 +207,7 @@ pub(super) fn assemble(
 fn read_state(state: &File, files: &Files) -> Result<(Vec<StoredReplica>, Checkpointed), OpenError> {
     let path = &files.state;
     let damaged = |source| OpenError::Damaged {
-        path: path.clone(),
+        path: path.to_owned(),
         source,
     };
     let about = state.view(Table::About).map_err(|fault| damaged(fault.into()))?;
@@ -220,7 +220,7 @@ fn read_state(state: &File, files: &Files) -> Result<(Vec<StoredReplica>, Checkp
     for row in view.all().map_err(|fault| damaged(fault.into()))? {
         let (key, value) = row.map_err(|fault| row_error(path, "replica", fault))?;
         let replica = StoredReplica::decode(&value).map_err(|error| OpenError::Row {
-            path: path.clone(),
+            path: path.to_owned(),
             row: format!("replica {}", key.escape_ascii()),
             source: error.into(),
         })?;
@@ -241,7 +241,7 @@ fn read_state(state: &File, files: &Files) -> Result<(Vec<StoredReplica>, Checkp
 }
 
 /// A row that could not be read, while opening.
-pub(super) fn row_error(path: &PathBuf, what: &str, fault: ReadFault) -> OpenError {
+pub(super) fn row_error(path: &std::path::Path, what: &str, fault: ReadFault) -> OpenError {
     let row = match &fault {
         ReadFault::Checksum { key } => match <[u8; 8]>::try_from(key.as_ref()) {
             Ok(number) => format!("{what} {}", u64::from_be_bytes(number)),
@@ -250,7 +250,7 @@ pub(super) fn row_error(path: &PathBuf, what: &str, fault: ReadFault) -> OpenErr
         ReadFault::Failed(_) => format!("a {what}"),
     };
     OpenError::Row {
-        path: path.clone(),
+        path: path.to_owned(),
         row,
         source: fault.into(),
     }

@@ -152,6 +152,7 @@ impl File {
 }
 
 /// The tables inside a write.
+#[allow(clippy::large_enum_variant)] // one at a time, on the stack
 pub(super) enum Tables<'t> {
     Redb(RedbTables<'t>),
     Model(Vec<Op>),

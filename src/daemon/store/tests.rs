@@ -408,6 +408,7 @@ fn change(entry: &Entry) -> (Bytes, Option<Bytes>) {
     postcard::from_bytes(&entry.data).unwrap()
 }
 
+#[allow(clippy::large_enum_variant)]
 enum Job {
     Checkpoint(CheckpointJob, Vec<ReplicaMeta>),
     Install(InstallJob, ShardId, ReplicaMeta, Replica),

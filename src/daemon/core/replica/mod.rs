@@ -956,7 +956,17 @@ impl Replica {
     /// after every step; different between terms and nodes, so that candidates do not collide for ever.
     fn draw_election_timeout(&mut self) {
         let mix = self.seed ^ self.shard.id.0.rotate_left(40) ^ self.raft.raft.term.rotate_left(20);
-        let ticks = fastrand::Rng::with_seed(mix).usize(ELECTION_TICKS_MIN..ELECTION_TICKS_MAX);
+        let mut ticks = fastrand::Rng::with_seed(mix).usize(ELECTION_TICKS_MIN..ELECTION_TICKS_MAX);
+        // A new shard's first leader is a matter of turns, or whoever starts first would lead them all.
+        if self.raft.raft.term == LOG_BASE.1 && !self.shard.replicas.is_empty() {
+            let turn = self.shard.id.0 as usize % self.shard.replicas.len();
+            let mine = self.shard.replicas[turn].id == self.id;
+            ticks = if mine {
+                ELECTION_TICKS_MIN
+            } else {
+                ticks.max(ELECTION_TICKS_MIN + 5)
+            };
+        }
         self.raft.raft.set_randomized_election_timeout(ticks);
     }
 }

@@ -185,7 +185,7 @@ impl World {
                 messages
             };
             if self.is_manual {
-                self.held.entry((machine, to)).or_default().push_back(messages);
+                self.held.entry((machine, to)).or_default().push(messages);
                 continue;
             }
             let [first, second] = self.network.send(now, machine, to);
@@ -387,8 +387,8 @@ impl World {
                     raft: Box::new(raft),
                     rows,
                 };
-                self.schedule
-                    .at(at + Span::millis(self.machine_rng.u64(1..50)), arrives);
+                let more = if self.is_manual { 0 } else { self.machine_rng.u64(1..50) };
+                self.schedule.at(at + Span::millis(more), arrives);
             }
             _ => {
                 let failed = Event::SnapshotSent {
@@ -475,21 +475,17 @@ impl World {
         } else {
             response
         };
+        if self.is_manual {
+            // The answer is a line already; what it became on the way out is another.
+            if let (Some(_), Response::Error(error)) = (valid_until, &*response) {
+                self.trace
+                    .line(now, || format!("{} takes back {}.{tag}: {error}", owner.id, session.0));
+            }
+            return;
+        }
         let client = session.0 as usize - 1;
         self.asked.remove(&(client, tag));
         let client_place = self.machines.len() + client;
-        if self.is_manual {
-            self.schedule.after(
-                Span(0),
-                Event::Answer {
-                    client,
-                    tag,
-                    response,
-                    hint,
-                },
-            );
-            return;
-        }
         match self.network.stream(now, machine, client_place) {
             Some(at) => self.schedule.at(
                 at,

@@ -28,6 +28,7 @@ use crate::protocol::shard_map::{Membership, NodeInfo};
 mod driver;
 mod inspect;
 mod life;
+mod manual;
 mod trouble;
 
 use inspect::replicas;
@@ -153,7 +154,7 @@ pub struct World {
     frames: u64,
     is_manual: bool,
     /// In a scenario: frames on their way.
-    held: BTreeMap<(usize, usize), std::collections::VecDeque<Vec<Message>>>,
+    held: BTreeMap<(usize, usize), Vec<Vec<Message>>>,
     faults: u64,
     snapshots: u64,
     elections: u64,
@@ -275,7 +276,7 @@ impl World {
         } else {
             Trace::hashed()
         };
-        let mut world = Self::bare(options, nodes, engine, plan, client_count + 2, trace);
+        let mut world = Self::bare(options, nodes, plan, client_count + 2, trace);
         let cuts: &[&str] = [&[][..], &["h"], &["g", "p"]][rng.usize(..3)];
         world.make_machines(nodes, engine, cuts, 3.min(nodes as u32));
         for number in 0..client_count {
@@ -306,19 +307,7 @@ impl World {
         world
     }
 
-    /// A cluster for a scenario: no time passes and nothing is delivered unless it is asked for.
-    pub fn manual(nodes: usize, cuts: &[&str]) -> Self {
-        let options = Options {
-            nodes,
-            ..Options::new(1)
-        };
-        let mut world = Self::bare(&options, nodes, Engine::Model, Plan::none(), 1, Trace::kept());
-        world.is_manual = true;
-        world.make_machines(nodes, Engine::Model, cuts, nodes.min(3) as u32);
-        world
-    }
-
-    fn bare(options: &Options, nodes: usize, _engine: Engine, plan: Plan, clients: usize, trace: Trace) -> Self {
+    fn bare(options: &Options, nodes: usize, plan: Plan, clients: usize, trace: Trace) -> Self {
         let keys = HOT_KEYS
             .iter()
             .map(|(service, keys)| (String::from(*service), keys.iter().map(|&key| key.to_owned()).collect()))
@@ -369,10 +358,11 @@ impl World {
                 version: String::new(),
             })
             .collect();
-        let services: Vec<ServiceConfig> = HOT_KEYS
+        let services: Vec<ServiceConfig> = self
+            .services
             .iter()
-            .map(|(name, _)| ServiceConfig {
-                name: String::from(*name),
+            .map(|name| ServiceConfig {
+                name: name.clone(),
                 replicas: copies,
                 cuts: cuts.iter().map(|key| Position::new(name, key)).collect(),
             })

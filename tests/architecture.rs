@@ -1,0 +1,168 @@
+//! Who may import whom. A node is a pure function with two drivers; it stays one because nothing in the core can reach
+//! a clock, a thread, a file or a socket, and because the drivers do not know each other.
+use std::path::{Path, PathBuf};
+
+struct Rule {
+    /// Sources it is about, under `src`.
+    of: &'static str,
+    /// What must not be in their code, and why.
+    never: &'static [(&'static str, &'static str)],
+}
+
+const RUNTIME: &str = "the runtime and the network belong to `shell`";
+const CLOCK: &str = "time is an argument here: it comes with each input";
+const ORDER: &str = "its order differs from run to run: use BTreeMap or BTreeSet";
+const IO: &str = "files, sockets and threads belong to a driver";
+const CHANCE: &str = "chance comes from a seed";
+
+const RULES: &[Rule] = &[
+    Rule {
+        of: "protocol",
+        never: &[
+            ("crate::daemon", "the protocol knows nobody"),
+            ("crate::client", "the protocol knows nobody"),
+            ("crate::ctl", "the protocol knows nobody"),
+            ("crate::security", "the protocol knows nobody"),
+            ("tokio", RUNTIME),
+            ("quinn", RUNTIME),
+            ("redb", "the protocol is data, not storage"),
+            ("std::fs", IO),
+            ("std::net", IO),
+            ("Instant::now", CLOCK),
+            ("SystemTime", CLOCK),
+        ],
+    },
+    Rule {
+        of: "daemon/core",
+        never: &[
+            ("daemon::store", "the core sees rows through `state::State` only"),
+            ("daemon::shell", "a driver calls the core, never the other way"),
+            ("daemon::sim", "a driver calls the core, never the other way"),
+            ("daemon::config", "the core is told what it needs in `NodeConfig`"),
+            ("crate::client", "the core knows the protocol only"),
+            ("crate::ctl", "the core knows the protocol only"),
+            ("crate::security", "the core knows the protocol only"),
+            ("tokio", RUNTIME),
+            ("quinn", RUNTIME),
+            ("redb", "the core sees rows through `state::State` only"),
+            ("Instant::now", CLOCK),
+            ("SystemTime", CLOCK),
+            ("std::thread", IO),
+            ("std::fs", IO),
+            ("std::net", IO),
+            ("rand::", CHANCE),
+            ("getrandom", CHANCE),
+            ("fastrand::u64(", CHANCE),
+            ("fastrand::usize(", CHANCE),
+            ("Rng::new()", CHANCE),
+            ("::random()", CHANCE),
+            ("HashMap", ORDER),
+            ("HashSet", ORDER),
+        ],
+    },
+    Rule {
+        of: "daemon/store",
+        never: &[
+            ("daemon::shell", "the store serves both drivers"),
+            ("daemon::sim", "the store serves both drivers"),
+            ("crate::client", "the store knows the core's data only"),
+            ("crate::ctl", "the store knows the core's data only"),
+            ("tokio", "the store blocks: a driver gives it a thread"),
+        ],
+    },
+    Rule {
+        of: "daemon/shell",
+        never: &[
+            ("daemon::sim", "the drivers do not know each other"),
+            ("crate::ctl", "the daemon does not need its operator's tool"),
+        ],
+    },
+    Rule {
+        of: "daemon/sim",
+        never: &[
+            ("daemon::shell", "the drivers do not know each other"),
+            ("crate::client", "simulated clients are simulated"),
+            ("crate::ctl", "a simulation has no operator"),
+            ("tokio", RUNTIME),
+            ("quinn", RUNTIME),
+            ("Instant::now", "time is virtual here"),
+            ("SystemTime", "time is virtual here"),
+            ("std::thread", "a world is one thread"),
+            ("std::fs", IO),
+            ("std::net", IO),
+            ("std::env", "what a run is like is in its options"),
+            ("getrandom", CHANCE),
+            ("fastrand::u64(", CHANCE),
+            ("Rng::new()", CHANCE),
+            ("::random()", CHANCE),
+            ("HashMap", ORDER),
+            ("HashSet", ORDER),
+        ],
+    },
+];
+
+fn sources(under: &Path, found: &mut Vec<PathBuf>) {
+    let Ok(folder) = std::fs::read_dir(under) else { return };
+    let mut paths: Vec<PathBuf> = folder.map(|entry| entry.expect("a readable folder").path()).collect();
+    paths.sort();
+    for path in paths {
+        if path.is_dir() {
+            sources(&path, found);
+        } else if path.extension().is_some_and(|extension| extension == "rs") {
+            found.push(path);
+        }
+    }
+}
+
+/// Whether `line` has `word` in code, as a whole path and not as part of a longer name.
+fn has(line: &str, word: &str) -> bool {
+    let code = line.split("//").next().unwrap_or_default();
+    code.match_indices(word).any(|(at, _)| {
+        let is_name = |c: char| c.is_alphanumeric() || c == '_';
+        let before = code[..at].chars().next_back();
+        let after = code[at + word.len()..].chars().next();
+        !before.is_some_and(is_name) && !(word.ends_with(is_name) && after.is_some_and(is_name))
+    })
+}
+
+#[test]
+fn nobody_imports_what_is_not_for_them() {
+    let src = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("src");
+    let mut broken = Vec::new();
+    for rule in RULES {
+        let mut files = Vec::new();
+        sources(&src.join(rule.of), &mut files);
+        assert!(!files.is_empty(), "src/{} has no sources: mend this table", rule.of);
+        for path in files {
+            let text = std::fs::read_to_string(&path).expect("a readable source");
+            let name = path.strip_prefix(&src).expect("under src").display().to_string();
+            let is_test = name.ends_with("tests.rs");
+            for (number, line) in text.lines().enumerate() {
+                if is_test || line.starts_with("mod tests {") {
+                    break;
+                }
+                for (word, why) in rule.never {
+                    if has(line, word) {
+                        broken.push(format!("src/{name}:{}: `{word}`: {why}", number + 1));
+                    }
+                }
+            }
+        }
+    }
+    assert!(
+        broken.is_empty(),
+        "{} forbidden imports\n{}",
+        broken.len(),
+        broken.join("\n")
+    );
+}
+
+#[test]
+fn words_are_found_whole() {
+    assert!(has("use tokio::net;", "tokio"));
+    assert!(has("let map: HashMap<u8, u8>;", "HashMap"));
+    assert!(!has("let autokio = 1;", "tokio"));
+    assert!(!has("// no tokio here", "tokio"));
+    assert!(!has("let random_things = brand::new();", "rand::"));
+    assert!(has("use crate::daemon::shell::Driver;", "daemon::shell"));
+}
