@@ -3,6 +3,7 @@ pub mod config;
 pub mod core;
 pub mod error;
 pub mod shell;
+pub mod sim;
 pub mod store;
 
 use self::config::Config;
