@@ -22,6 +22,10 @@ use tokio::time::sleep;
 /// A machine that runs all tests at once is slow; what happens at all happens well within this.
 const PATIENCE: Duration = Duration::from_secs(30);
 
+/// What a write may take while a node dies. Half a second is usual; three would mean that somebody waited for a dead
+/// connection's idle timeout.
+const RESUMED_WITHIN: Duration = Duration::from_millis(2500);
+
 /// Three nodes in a directory of their own; killed when dropped.
 struct Cluster {
     dir: TempDir,
@@ -277,6 +281,7 @@ fn any_node_may_be_killed_under_load_and_then_all_of_them() {
             // Enough that each writer comes by the shards that the dead node led.
             let slowest = load.progress("writes without one node", 2 * WRITERS * KEYS_EACH).await;
             eprintln!("n{} killed: the slowest write took {slowest:?}", n + 1);
+            assert!(slowest < RESUMED_WITHIN, "{slowest:?}");
             cluster.run(n);
             caught_up(&client, NodeId(n as u64 + 1)).await;
             load.progress("writes with all nodes", 100).await;
@@ -312,6 +317,7 @@ fn a_frozen_node_holds_nobody_up_for_long() {
             kill_process(pid, Signal::STOP).expect("stopped");
             let slowest = load.progress("writes without one node", 2 * WRITERS * KEYS_EACH).await;
             eprintln!("{pid:?} frozen: the slowest write took {slowest:?}");
+            assert!(slowest < RESUMED_WITHIN, "{slowest:?}");
             kill_process(pid, Signal::CONT).expect("continued");
             load.progress("writes with all nodes", 100).await;
         }

@@ -2,7 +2,7 @@
 use std::fmt;
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use bytes::{Bytes, BytesMut};
@@ -55,8 +55,6 @@ pub(super) struct Connection {
     pub(super) pipeline: Pipeline,
     /// Nothing arrives although requests wait.
     pub(super) is_silent: AtomicBool,
-    /// When the watchdog looks after the silence again: ms since the client was made.
-    pub(super) next_probe_ms: AtomicU64,
     quic: quinn::Connection,
 }
 
@@ -161,7 +159,6 @@ impl Connection {
             address: address.to_owned(),
             pipeline: Pipeline::new(Instant::now()),
             is_silent: AtomicBool::new(false),
-            next_probe_ms: AtomicU64::new(0),
             quic,
         });
         tokio::spawn(write(connection.clone(), send));

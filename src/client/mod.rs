@@ -24,9 +24,10 @@
 //! [`ClientError::Unknown`]; it names the id, by which [`Client::show_request`] asks later and with which a repeat of
 //! the whole write is safe.
 //!
-//! **Silence.** A node that lets requests wait for [`SILENT_AFTER`] without sending a byte is doubted: the client asks
-//! all nodes who leads, sends waiting requests to the new leader as soon as there is one, and keeps new ones away from
-//! the silent node meanwhile.
+//! **Silence.** While any request has waited for [`SILENT_AFTER`], the client asks all nodes who leads, and sends what
+//! waits to a new leader as soon as there is one, with the same request id: a node that took a request may have died,
+//! or may have handed it to one that did. A node that sends nothing at all for that long gets no new requests
+//! meanwhile.
 mod connection;
 pub mod context;
 mod error;
@@ -60,13 +61,15 @@ use crate::protocol::request::{
 };
 use crate::protocol::shard_map::{MapView, Membership, NodeInfo, ShardDescriptor, ShardMap};
 
-/// A node that has sent nothing for this long while requests wait for it is doubted.
+/// A request that has waited for this long makes the client ask who should answer it.
 pub const SILENT_AFTER: Duration = Duration::from_millis(200);
 /// [`Client::statuses`] answers within this time, whoever does not.
 pub const STATUS_LIMIT: Duration = Duration::from_millis(2_800);
 
 /// How often time limits and silence are looked at while requests wait.
 const WATCH_EVERY: Duration = Duration::from_millis(25);
+/// While requests wait for long, everybody is asked who leads this often.
+const PROBE_EVERY: Duration = Duration::from_millis(100);
 /// A silent node is dialled anew after this long: it may have been restarted, and the old connection never notices.
 const REDIAL_SILENT_AFTER: Duration = Duration::from_millis(600);
 /// First pause before a request is repeated.
@@ -77,7 +80,7 @@ const BACKOFF_MAX: Duration = Duration::from_millis(128);
 const REDIAL_MIN: Duration = Duration::from_millis(50);
 /// Longest pause before a node is dialled again.
 const REDIAL_MAX: Duration = Duration::from_secs(1);
-/// Copies of one request under way at once: the first, and those sent because their nodes fell silent.
+/// Copies of one request under way at once: the first, and those sent because it had waited for long.
 const COPIES_MAX: usize = 4;
 /// Times in a row that a request follows a correction without a pause.
 const REDIRECTS_MAX: u32 = 4;
@@ -121,7 +124,7 @@ pub struct ListPage {
 pub struct Counters {
     /// Requests sent again after an answer of class `Retry` or a lost connection.
     pub retries: u64,
-    /// Requests sent to a second node because the first fell silent.
+    /// Requests sent to a second node because the first did not answer.
     pub hedges: u64,
     /// Connections made.
     pub dials: u64,
@@ -140,6 +143,7 @@ struct Shared {
     is_watched: AtomicBool,
     permits: Semaphore,
     turn: AtomicU64,
+    next_probe_ms: AtomicU64,
     retries: AtomicU64,
     hedges: AtomicU64,
     dials: AtomicU64,
@@ -246,6 +250,7 @@ impl Client {
             is_watched: AtomicBool::new(false),
             permits: Semaphore::new(options.in_flight_max.min(Semaphore::MAX_PERMITS)),
             turn: AtomicU64::new(0),
+            next_probe_ms: AtomicU64::new(0),
             retries: AtomicU64::new(0),
             hedges: AtomicU64::new(0),
             dials: AtomicU64::new(1),
@@ -585,15 +590,18 @@ impl Client {
                     };
                 }
                 Heard::Silent => {
-                    let news = shared.leader_of(goal);
                     let known = copies.iter().map(|copy| copy.term).max().unwrap_or(0);
-                    if news.is_some_and(|(term, node)| {
-                        (term > known || known == 0) && copies.iter().all(|copy| copy.connection.node != node)
-                    }) && copies.len() < COPIES_MAX
+                    if let Some((term, connection)) = shared.usable_leader(goal)
+                        && term > known
+                        && copies.len() < COPIES_MAX
+                        && let Ok(ticket) = connection.pipeline.begin(Instant::now(), deadline, request)
                     {
                         shared.hedges.fetch_add(1, Ordering::Relaxed);
-                        is_repeat = false;
-                        send_at = Some(Instant::now());
+                        copies.push(Sent {
+                            connection,
+                            ticket,
+                            term,
+                        });
                     }
                 }
                 Heard::Lost(text) => {
@@ -844,6 +852,14 @@ impl Shared {
         self.state().leader_of(goal)
     }
 
+    /// Who leads, with a connection that seems to work.
+    fn usable_leader(&self, goal: &Goal) -> Option<(u64, Arc<Connection>)> {
+        let state = self.state();
+        let (term, node) = state.leader_of(goal)?;
+        let up = state.links.get(&node)?.up.as_ref()?;
+        (!up.is_silent.load(Ordering::Relaxed)).then(|| (term, up.clone()))
+    }
+
     fn learn_hint(&self, hint: &RouteHint) {
         let mut state = self.state();
         state.map.learn_shard(&hint.shard);
@@ -991,45 +1007,50 @@ impl Client {
             .values()
             .filter_map(|link| link.up.clone())
             .collect();
-        let mut any = false;
+        let (mut any, mut longest) = (false, Duration::ZERO);
         for connection in &connections {
-            let quiet = connection.pipeline.sweep(now);
-            any |= connection.pipeline.is_waiting();
-            if quiet < SILENT_AFTER {
-                continue;
+            let waits = connection.pipeline.sweep(now);
+            any |= waits.any;
+            longest = longest.max(waits.longest);
+            if waits.quiet >= SILENT_AFTER {
+                connection.is_silent.store(true, Ordering::Relaxed);
             }
-            connection.is_silent.store(true, Ordering::Relaxed);
-            if quiet >= REDIAL_SILENT_AFTER {
+            if waits.quiet >= REDIAL_SILENT_AFTER {
                 self.dial_soon(&mut self.shared.state(), connection.node, true);
             }
-            let now_ms = now.duration_since(self.shared.started).as_millis() as u64;
-            if connection.next_probe_ms.load(Ordering::Relaxed) <= now_ms {
-                let next = now_ms + SILENT_AFTER.as_millis() as u64 / 2;
-                connection.next_probe_ms.store(next, Ordering::Relaxed);
-                tokio::spawn(self.clone().probe(connection.clone(), connections.clone()));
-            }
+        }
+        let now_ms = now.duration_since(self.shared.started).as_millis() as u64;
+        if longest >= SILENT_AFTER && self.shared.next_probe_ms.load(Ordering::Relaxed) <= now_ms {
+            let next = now_ms + PROBE_EVERY.as_millis() as u64;
+            self.shared.next_probe_ms.store(next, Ordering::Relaxed);
+            tokio::spawn(self.clone().probe(connections));
         }
         any
     }
 
-    /// Asks everybody for the map, the silent node included (an answer from it ends its silence), then makes those who
-    /// wait for it look at what was learnt.
-    async fn probe(self, silent: Arc<Connection>, everybody: Vec<Arc<Connection>>) {
+    /// Asks everybody for the map, silent nodes included (an answer ends the silence), and makes those who have waited
+    /// for long look at what was learnt.
+    async fn probe(self, everybody: Vec<Arc<Connection>>) {
         let deadline = Instant::now() + SILENT_AFTER;
-        let mut asked = JoinSet::new();
-        for connection in everybody {
-            let (client, silent) = (self.clone(), silent.clone());
-            asked.spawn(async move {
-                let answer = client.ask_on(&connection, &Request::Map, deadline).await;
-                if answer.is_ok() {
-                    silent.pipeline.nudge();
-                }
-            });
-        }
-        if asked.len() == 1 {
+        if everybody
+            .iter()
+            .filter(|up| !up.is_silent.load(Ordering::Relaxed))
+            .count()
+            < 2
+        {
             self.dial_all();
         }
-        asked.join_all().await;
+        let mut asked = JoinSet::new();
+        for connection in &everybody {
+            let (client, connection) = (self.clone(), connection.clone());
+            asked.spawn(async move { client.ask_on(&connection, &Request::Map, deadline).await.is_ok() });
+        }
+        while let Some(answer) = asked.join_next().await {
+            if matches!(answer, Ok(true)) {
+                let now = Instant::now();
+                everybody.iter().for_each(|up| up.pipeline.nudge(now, SILENT_AFTER));
+            }
+        }
     }
 }
 

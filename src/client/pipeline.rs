@@ -22,7 +22,7 @@ const OUT_BYTES_MAX: usize = 8 << 20;
 pub(super) enum Heard {
     /// The answer.
     Answer(ResponseFrame),
-    /// The node has been silent for a while, or was found alive again; the request still waits.
+    /// No answer for a while, and more may be known now of who should give it; the request still waits.
     Silent,
     /// The connection is gone, with the reason; the request may have arrived.
     Lost(String),
@@ -61,6 +61,17 @@ pub(super) enum BeginError {
     Codec(CodecError),
 }
 
+/// How long requests have waited.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(super) struct Waits {
+    /// Whether any waits.
+    pub(super) any: bool,
+    /// For how long some have waited without anything arriving for anybody.
+    pub(super) quiet: Duration,
+    /// For how long the longest of them has waited.
+    pub(super) longest: Duration,
+}
+
 /// One connection's requests. Shared by callers, writer, reader and watchdog.
 pub(super) struct Pipeline {
     inner: Mutex<Inner>,
@@ -91,6 +102,7 @@ enum SlotState {
     Free,
     Waiting {
         waker: Option<Waker>,
+        since: Instant,
         deadline: Instant,
         nudged: bool,
     },
@@ -144,6 +156,7 @@ impl Pipeline {
         }
         inner.slots[ticket.index as usize].state = SlotState::Waiting {
             waker: None,
+            since: now,
             deadline,
             nudged: false,
         };
@@ -247,39 +260,45 @@ impl Pipeline {
         self.lock().lost.clone()
     }
 
-    /// Whether any request waits for an answer.
-    pub(super) fn is_waiting(&self) -> bool {
-        self.lock().waiting > 0
-    }
-
-    /// Ends requests whose time is over, and says for how long requests have waited without anything arriving.
-    pub(super) fn sweep(&self, now: Instant) -> Duration {
+    /// Ends requests whose time is over, and says how long the others have waited.
+    pub(super) fn sweep(&self, now: Instant) -> Waits {
         let mut inner = self.lock();
+        let mut waits = Waits::default();
         if inner.waiting == 0 {
-            return Duration::ZERO;
+            return waits;
         }
-        let quiet = now.saturating_duration_since(inner.quiet_since);
         let mut wakers = Vec::new();
         for index in 0..inner.slots.len() {
             let slot = &inner.slots[index];
-            if matches!(slot.state, SlotState::Waiting { deadline, .. } if deadline <= now) {
+            let SlotState::Waiting { since, deadline, .. } = slot.state else {
+                continue;
+            };
+            if deadline <= now {
                 let ticket = Ticket {
                     index: index as u32,
                     generation: slot.generation,
                 };
                 wakers.extend(inner.finish(ticket, Heard::TimedOut));
+            } else {
+                waits.longest = waits.longest.max(now.saturating_duration_since(since));
             }
         }
+        waits.any = inner.waiting > 0;
+        waits.quiet = now.saturating_duration_since(inner.quiet_since);
         drop(inner);
         wakers.into_iter().for_each(Waker::wake);
-        quiet
+        waits
     }
 
-    /// Tells every waiting caller to look around: its node is silent and others may know more.
-    pub(super) fn nudge(&self) {
+    /// Tells every caller who has waited this long to look around: others may know more than its node.
+    pub(super) fn nudge(&self, now: Instant, waited: Duration) {
         let mut wakers = Vec::new();
         for slot in &mut self.lock().slots {
-            if let SlotState::Waiting { waker, nudged, .. } = &mut slot.state {
+            if let SlotState::Waiting {
+                waker, since, nudged, ..
+            } = &mut slot.state
+                && now.saturating_duration_since(*since) >= waited
+            {
                 *nudged = true;
                 wakers.extend(waker.take());
             }
@@ -387,7 +406,7 @@ mod tests {
         for (ticket, frame) in tickets.iter().zip(&frames) {
             assert_eq!(poll(&pipeline, *ticket), Poll::Ready(Heard::Answer(answer(frame.tag))));
         }
-        assert!(!pipeline.is_waiting());
+        assert!(!pipeline.sweep(now).any);
     }
 
     #[test]
@@ -419,7 +438,7 @@ mod tests {
         let pipeline = Pipeline::new(now - Duration::from_secs(60));
         assert_eq!(
             pipeline.sweep(now),
-            Duration::ZERO,
+            Waits::default(),
             "nobody waits, so nobody is kept waiting"
         );
         let short = pipeline
@@ -428,9 +447,15 @@ mod tests {
         let long = pipeline
             .begin(now, now + Duration::from_secs(5), &get("b"))
             .expect("room");
-        assert_eq!(pipeline.sweep(later), Duration::from_millis(250));
+        let waits = pipeline.sweep(later);
+        assert_eq!(
+            (waits.any, waits.quiet, waits.longest),
+            (true, later - now, later - now)
+        );
         assert_eq!(poll(&pipeline, short), Poll::Ready(Heard::TimedOut));
-        pipeline.nudge();
+        pipeline.nudge(later, Duration::from_millis(300));
+        assert_eq!(poll(&pipeline, long), Poll::Pending);
+        pipeline.nudge(later, Duration::from_millis(200));
         assert_eq!(poll(&pipeline, long), Poll::Ready(Heard::Silent));
         assert_eq!(poll(&pipeline, long), Poll::Pending);
         pipeline.lose("reset by peer");
