@@ -421,11 +421,17 @@ async fn export(env: &Environment, service: &str, prefix: String, out: Option<&P
         for item in &page.items {
             // The document as it was put, between a key and nothing else.
             let key = Value::from(item.key.as_str());
+            // A line is a line: a document that was put with line breaks loses them, and nothing else.
+            let document = if item.document.contains(&b'\n') {
+                Bytes::from(parse(&item.document).to_string())
+            } else {
+                item.document.clone()
+            };
             let line = [
                 br#"{"key":"#.as_slice(),
                 key.to_string().as_bytes(),
                 br#","document":"#.as_slice(),
-                &item.document,
+                &document,
                 b"}\n".as_slice(),
             ]
             .concat();
