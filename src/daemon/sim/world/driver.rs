@@ -259,6 +259,8 @@ impl World {
                 process.log.append(&writing).is_err(),
                 "a write to a failed disk succeeded"
             );
+            // It may have been written all the same.
+            process.log_writing = writing;
             self.trace
                 .line(now, || format!("{} fails to write its log and stops", owner.id));
             self.crash(machine, false);
