@@ -1118,7 +1118,13 @@ fn goal(request: &Request) -> Goal {
         }
         Request::Write(write) => Goal::Position(Position::new(&write.service, &write.key)),
         Request::List { from, .. } => Goal::Position(from.clone()),
-        Request::SplitShard { shard, .. } | Request::TransferLeader { shard, .. } => Goal::Shard(*shard),
+        Request::SplitShard { shard, .. }
+        | Request::TransferLeader { shard, .. }
+        | Request::ChangeReplicas { shard, .. }
+        | Request::FreezeShard { shard, .. }
+        | Request::ThawShard { shard, .. }
+        | Request::BumpEpoch { shard, .. }
+        | Request::MergeShards { left: shard, .. } => Goal::Shard(*shard),
         Request::AllocateIds { .. } | Request::RegisterNode { .. } => Goal::Shard(DIRECTORY_SHARD),
         Request::Map | Request::Status | Request::CreateToken { .. } | Request::Join { .. } => Goal::Any,
     }

@@ -8,7 +8,7 @@ use super::output::{self, Format, size, span};
 use super::{Ended, Environment};
 use crate::protocol::id::{NodeId, ShardId};
 use crate::protocol::request::{NodeStatus, ReplicaStatus};
-use crate::protocol::shard_map::{NodeInfo, ReplicaRole, ShardDescriptor};
+use crate::protocol::shard_map::{NodeInfo, ShardDescriptor};
 
 /// What all nodes that answered know together.
 pub(super) struct Cluster {
@@ -102,7 +102,7 @@ impl Cluster {
         let voters: Vec<NodeId> = shard
             .replicas
             .iter()
-            .filter(|r| r.role == ReplicaRole::Voter)
+            .filter(|r| r.role.votes())
             .map(|r| r.node)
             .collect();
         let copies = shard

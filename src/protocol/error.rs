@@ -67,6 +67,18 @@ codes! {
     /// The key is not in the shard that was named, or the epoch is old.
     StaleRoute = 1007, Retry, "the request was routed by an outdated map",
         "The shard no longer holds this key: it was split or moved after the sender learnt its map. The answer carries the newer descriptor; the client library routes again by itself.";
+    /// Frozen for a merge.
+    ShardFrozen = 1008, Retry, "the shard is being merged",
+        "The shard stands still for the moment in which its left neighbour takes it over. Nothing was changed. isxctl and the client library repeat such requests by themselves. If it lasts, the merge was given up half way: `isxctl op list` shows it.";
+    /// Another membership change.
+    ChangePending = 1009, Retry, "another change of the shard's replicas is under way",
+        "A shard changes its replicas one step at a time. Nothing was changed; the same request can be made again in a moment.";
+    /// The learner is behind, or the others are.
+    NotCaughtUp = 1010, Retry, "a replica has not caught up",
+        "A replica must have nearly the whole log, and be heard from, before it may vote. Nothing was changed. The message names the replica and how far it is.";
+    /// Not every replica has applied the freeze.
+    NotFrozenYet = 1011, Retry, "not all replicas of the shard are known to stand still",
+        "A merge waits until every replica of the right shard has applied the freeze. Nothing was changed. The message names the nodes that are missing; if one stays away, give the merge up: it is never urgent.";
     /// Proposed and not heard of again in time.
     OutcomeUnknown = 1101, Unknown, "the outcome of the write is not known",
         "The write was handed to the shard's log and its outcome was not learnt in time: it may be committed now, later or never. Repeating it with the same request id is safe and gives the definite answer; `isxctl request show` asks without repeating.";
@@ -118,6 +130,15 @@ codes! {
     /// Target cannot lead.
     BadTarget = 1504, Refused, "that node can't do this",
         "The node named is no voter of the shard, or is not known. Nothing was changed.";
+    /// The change would cost the quorum.
+    TooFewReplicas = 1506, Refused, "too few healthy replicas would be left",
+        "After this change the shard would have fewer live, caught-up voters than a majority, or fewer than now and than its service wants. Nothing was changed. Add a replica first, or wait until the others have caught up.";
+    /// Malformed membership change.
+    BadChange = 1507, Refused, "the shard's replicas can't be changed like that",
+        "A replica id is unknown, was used before, or its node has a replica of the shard already; the message says which. Nothing was changed.";
+    /// Shards that do not fit.
+    BadMerge = 1508, Refused, "these shards can't be merged, or the merge can't be taken back",
+        "The left shard must end where the right one begins, in the same service, and both must have their replicas on the same nodes, all of them voters. A merge can be taken back only while the left shard has not taken the right one over. Nothing was changed.";
     /// Token refused.
     BadToken = 1505, Refused, "the join token is not valid",
         "The token is misspelt, expired, or made by another cluster. Make a new one: `isxctl token create`.";

@@ -3,7 +3,7 @@ use bytes::Bytes;
 use raft::eraftpb;
 use serde::{Deserialize, Serialize};
 
-use super::id::{NodeId, ReplicaId, ShardId};
+use super::id::{Epoch, NodeId, ReplicaId, ShardId};
 use super::request::{Request, Response, RouteHint};
 use super::shard_map::{MapView, ShardDescriptor};
 
@@ -64,6 +64,8 @@ pub struct Report {
     pub leads: Vec<(ShardId, u64)>,
     /// Descriptors of shards it leads that are newer than its map's, which the directory should learn.
     pub news: Vec<ShardDescriptor>,
+    /// Shards whose freeze its copy has applied, and the epoch since which they are frozen.
+    pub frozen: Vec<(ShardId, Epoch)>,
 }
 
 /// A message of the Raft crate with the names of both ends.
@@ -75,6 +77,8 @@ pub struct RaftMessage {
     pub from: ReplicaId,
     /// The replica it is for.
     pub to: ReplicaId,
+    /// The shard's epoch as the sender knows it.
+    pub epoch: Epoch,
     /// The message.
     pub message: eraftpb::Message,
 }

@@ -3,7 +3,7 @@ use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 
 use super::error::WireError;
-use super::id::{ClusterId, Epoch, NodeId, RequestId, ShardId};
+use super::id::{ClusterId, Epoch, NodeId, ReplicaId, RequestId, ShardId};
 use super::key::Position;
 use super::shard_map::{MapView, NodeInfo, ReplicaDescriptor, ShardDescriptor};
 
@@ -108,6 +108,61 @@ pub enum Request {
         /// Who should lead.
         to: NodeId,
     },
+    /// Change a shard's replicas in one step; more than one change of voters goes through a joint configuration. Answered
+    /// when the step is done.
+    ChangeReplicas {
+        /// The shard.
+        shard: ShardId,
+        /// The epoch it was planned for.
+        epoch: Epoch,
+        /// What changes.
+        changes: Vec<ReplicaChange>,
+        /// Makes a repeat harmless.
+        id: RequestId,
+    },
+    /// First step of a merge: the right shard stands still until its left neighbour takes it over, or it is thawed.
+    FreezeShard {
+        /// The right shard.
+        shard: ShardId,
+        /// Its epoch when the merge was planned.
+        epoch: Epoch,
+        /// The left neighbour.
+        into: ShardId,
+        /// The neighbour's epoch when the merge was planned.
+        left_epoch: Epoch,
+        /// Makes a repeat harmless.
+        id: RequestId,
+    },
+    /// Second step of a merge: the left shard takes over the frozen one.
+    MergeShards {
+        /// The left shard.
+        left: ShardId,
+        /// Its epoch, as when the right one was frozen.
+        left_epoch: Epoch,
+        /// The right shard, as the freeze left it.
+        right: ShardDescriptor,
+        /// Makes a repeat harmless.
+        id: RequestId,
+    },
+    /// Takes a freeze back.
+    ThawShard {
+        /// The frozen shard.
+        shard: ShardId,
+        /// The left shard at a later epoch than the merge was planned for, without the frozen one: the merge can never
+        /// happen any more.
+        proof: ShardDescriptor,
+        /// Makes a repeat harmless.
+        id: RequestId,
+    },
+    /// Raises a shard's epoch and changes nothing else: what was planned for the old epoch can never happen any more.
+    BumpEpoch {
+        /// The shard.
+        shard: ShardId,
+        /// The epoch to be left behind.
+        epoch: Epoch,
+        /// Makes a repeat harmless.
+        id: RequestId,
+    },
     /// Make a token with which a host may join.
     CreateToken {
         /// How long it is valid. Unit: s.
@@ -132,6 +187,33 @@ pub enum Request {
         node: NodeInfo,
         /// Makes a repeat harmless.
         id: RequestId,
+    },
+}
+
+/// One change of a shard's replicas. Replica ids come from `AllocateIds` and are never used twice.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum ReplicaChange {
+    /// A new copy, which receives the log and does not vote.
+    AddLearner {
+        /// Where.
+        node: NodeId,
+        /// Its id: fresh, greater than those of the shard's other replicas.
+        replica: ReplicaId,
+    },
+    /// A learner that has caught up becomes a voter.
+    Promote {
+        /// Which.
+        replica: ReplicaId,
+    },
+    /// A voter becomes a learner.
+    Demote {
+        /// Which.
+        replica: ReplicaId,
+    },
+    /// A copy is given up.
+    Remove {
+        /// Which.
+        replica: ReplicaId,
     },
 }
 
@@ -210,6 +292,8 @@ pub enum Response {
         /// Holds the rest.
         right: ShardDescriptor,
     },
+    /// To `ChangeReplicas`, `FreezeShard`, `MergeShards`, `ThawShard`, `BumpEpoch`: the shard as it is now.
+    Shard(ShardDescriptor),
     /// To `TransferLeader`: asked; who leads is seen in the map.
     Asked,
     /// To `CreateToken`.

@@ -14,6 +14,30 @@ pub enum ReplicaRole {
     Voter,
     /// Receives the log and does not count.
     Learner,
+    /// Votes from now on and not before: the shard is between two configurations, and needs a majority of each.
+    Incoming,
+    /// Voted before and soon will not: the shard is between two configurations, and needs a majority of each.
+    Outgoing,
+}
+
+impl ReplicaRole {
+    /// Whether it votes, in either of two configurations.
+    pub fn votes(self) -> bool {
+        self != ReplicaRole::Learner
+    }
+}
+
+/// A shard that its left neighbour is to absorb: it serves nothing until it is absorbed or thawed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Frozen {
+    /// The left neighbour.
+    pub into: ShardId,
+    /// The neighbour's epoch for which the merge was planned: at any other it is off.
+    pub left_epoch: Epoch,
+    /// The log entry that froze the shard: nothing behind it changes rows.
+    pub index: u64,
+    /// That entry's term.
+    pub term: u64,
 }
 
 /// One copy of a shard: where it is and what it counts for.
@@ -38,9 +62,42 @@ pub struct ShardDescriptor {
     pub epoch: Epoch,
     /// Its copies, by replica id.
     pub replicas: Vec<ReplicaDescriptor>,
+    /// Set while it waits to be absorbed by its left neighbour.
+    pub frozen: Option<Frozen>,
+    /// Shards that this one has absorbed, and those that they had: the latest [`ABSORBED_KEPT`]. They are no more.
+    pub absorbed: Vec<ShardId>,
 }
 
+/// How many absorbed shards a descriptor remembers. A merge that was given up must be settled before its shard has taken
+/// part in this many others.
+pub const ABSORBED_KEPT: usize = 128;
+
 impl ShardDescriptor {
+    /// Whether the shard is between two configurations.
+    pub fn is_joint(&self) -> bool {
+        let between = |r: &ReplicaDescriptor| matches!(r.role, ReplicaRole::Incoming | ReplicaRole::Outgoing);
+        self.replicas.iter().any(between)
+    }
+
+    /// The nodes that hold a copy, in order, where all copies are voters of one configuration.
+    pub fn settled_nodes(&self) -> Option<Vec<NodeId>> {
+        let mut nodes = Vec::new();
+        for replica in &self.replicas {
+            if replica.role != ReplicaRole::Voter {
+                return None;
+            }
+            nodes.push(replica.node);
+        }
+        nodes.sort();
+        Some(nodes)
+    }
+
+    /// Whether this descriptor proves that another shard, last seen as `other`, was absorbed: where a shard begins stays
+    /// with it as long as it lives, and epochs only grow at every place.
+    pub fn has_taken(&self, other: &ShardDescriptor) -> bool {
+        self.id != other.id && self.epoch > other.epoch && self.range.contains(&other.range.start)
+    }
+
     /// The copy on `node`.
     pub fn replica_on(&self, node: NodeId) -> Option<&ReplicaDescriptor> {
         self.replicas.iter().find(|r| r.node == node)
@@ -108,6 +165,8 @@ pub struct ShardMap {
     by_start: BTreeMap<Position, ShardId>,
     /// Last known leader of each shard, with the term in which it led.
     leaders: BTreeMap<ShardId, (u64, NodeId)>,
+    /// Shards that were absorbed, and by whom: late news of them are no news.
+    gone: BTreeMap<ShardId, ShardId>,
     /// Members by id.
     pub nodes: BTreeMap<NodeId, NodeInfo>,
     /// Services by name.
@@ -154,11 +213,8 @@ impl ShardMap {
     /// Takes in a descriptor; says whether it was news. Shards that overlap it with a lower epoch are forgotten: they
     /// are older views of the same keys.
     pub fn learn_shard(&mut self, shard: &ShardDescriptor) -> bool {
-        if self
-            .shards
-            .get(&shard.id)
-            .is_some_and(|known| known.epoch >= shard.epoch)
-        {
+        let is_old = |known: &ShardDescriptor| known.epoch >= shard.epoch;
+        if self.gone.contains_key(&shard.id) || self.shards.get(&shard.id).is_some_and(is_old) {
             return false;
         }
         let overlapping: Vec<ShardId> = self
@@ -171,12 +227,24 @@ impl ShardMap {
             return false;
         }
         for id in overlapping {
+            if shard.has_taken(&self.shards[&id]) {
+                self.gone.insert(id, shard.id);
+            }
+            self.forget_shard(id);
+        }
+        for &id in &shard.absorbed {
+            self.gone.entry(id).or_insert(shard.id);
             self.forget_shard(id);
         }
         self.forget_shard(shard.id);
         self.by_start.insert(shard.range.start.clone(), shard.id);
         self.shards.insert(shard.id, shard.clone());
         true
+    }
+
+    /// Who absorbed a shard that is no more.
+    pub fn absorber(&self, id: ShardId) -> Option<ShardId> {
+        self.gone.get(&id).copied()
     }
 
     /// Drops a shard that is no more.
@@ -259,6 +327,32 @@ mod tests {
             range,
             epoch: Epoch(epoch),
             replicas: Vec::new(),
+            frozen: None,
+            absorbed: Vec::new(),
+        }
+    }
+
+    #[test]
+    fn an_absorbed_shard_never_comes_back() {
+        let (left, right) = (shard(1, 2, "", Some("m")), shard(2, 3, "m", None));
+        let merged = ShardDescriptor {
+            absorbed: vec![ShardId(2)],
+            ..shard(1, 4, "", None)
+        };
+        let split = [shard(1, 5, "", Some("m")), shard(3, 5, "m", None)];
+        for order in [
+            vec![&left, &right, &merged],
+            vec![&merged, &right],
+            vec![&right, &split[1], &right],
+            vec![&split[0], &split[1], &merged, &right],
+        ] {
+            let mut map = ShardMap::default();
+            for descriptor in order {
+                map.learn_shard(descriptor);
+            }
+            assert_eq!(map.shard(ShardId(2)), None);
+            let found = map.find(&Position::new("campaign", "z")).map(|s| s.id.0);
+            assert!(found == Some(1) || found == Some(3), "{found:?}");
         }
     }
 

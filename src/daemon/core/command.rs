@@ -1,12 +1,14 @@
 //! What a log entry holds: a batch of commands and the leader's clock readings at the time.
 use bytes::Bytes;
+use raft::eraftpb::{ConfChangeSingle, ConfChangeTransition, ConfChangeType, ConfChangeV2};
 use serde::{Deserialize, Serialize};
 
 use super::directory::DirectoryCommand;
 use crate::protocol::codec::{self, CodecError};
 use crate::protocol::id::{Epoch, RequestId, ShardId};
 use crate::protocol::key::Position;
-use crate::protocol::request::Write;
+use crate::protocol::request::{ReplicaChange, Write};
+use crate::protocol::shard_map::ShardDescriptor;
 
 /// Content of a normal log entry. An entry without data is a new leader's no-op.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -37,6 +39,51 @@ pub enum Command {
         /// The operator's request.
         id: RequestId,
     },
+    /// Change the replicas. Travels as the context of Raft's own entry.
+    ChangeReplicas {
+        /// The shard must still be at this epoch.
+        epoch: Epoch,
+        /// What changes.
+        changes: Vec<ReplicaChange>,
+        /// The operator's request.
+        id: RequestId,
+    },
+    /// End a joint configuration. Travels like `ChangeReplicas`.
+    LeaveJoint,
+    /// Stand still until the left neighbour takes over.
+    Freeze {
+        /// The shard must still be at this epoch.
+        epoch: Epoch,
+        /// The left neighbour.
+        into: ShardId,
+        /// Its epoch when the merge was planned.
+        left_epoch: Epoch,
+        /// The operator's request.
+        id: RequestId,
+    },
+    /// Take over the right neighbour. It proves that all of the neighbour's replicas have applied the freeze.
+    Merge {
+        /// The shard must still be at this epoch.
+        left_epoch: Epoch,
+        /// The neighbour as the freeze left it.
+        right: ShardDescriptor,
+        /// The operator's request.
+        id: RequestId,
+    },
+    /// Take a freeze back.
+    Thaw {
+        /// The left neighbour, after the merge became impossible.
+        proof: ShardDescriptor,
+        /// The operator's request.
+        id: RequestId,
+    },
+    /// Raise the epoch.
+    BumpEpoch {
+        /// The shard must still be at this epoch.
+        epoch: Epoch,
+        /// The operator's request.
+        id: RequestId,
+    },
     /// Change the directory.
     Directory(DirectoryCommand),
 }
@@ -54,6 +101,37 @@ impl Payload {
 }
 
 impl Command {
+    /// What Raft itself is told, where the command changes who votes.
+    pub fn conf_change(&self) -> Option<ConfChangeV2> {
+        let changes = match self {
+            Command::ChangeReplicas { changes, .. } => changes,
+            // Without changes it means: leave.
+            Command::LeaveJoint => return Some(ConfChangeV2::default()),
+            _ => return None,
+        };
+        let single = |change: &ReplicaChange| match *change {
+            ReplicaChange::AddLearner { replica, .. } | ReplicaChange::Demote { replica } => {
+                (replica, ConfChangeType::AddLearnerNode)
+            }
+            ReplicaChange::Promote { replica } => (replica, ConfChangeType::AddNode),
+            ReplicaChange::Remove { replica } => (replica, ConfChangeType::RemoveNode),
+        };
+        let single = |change| {
+            let (replica, change_type) = single(change);
+            let node_id = replica.0;
+            ConfChangeSingle { change_type, node_id }
+        };
+        Some(ConfChangeV2 {
+            transition: if changes.len() > 1 {
+                ConfChangeTransition::Explicit
+            } else {
+                ConfChangeTransition::Auto
+            },
+            changes: changes.iter().map(single).collect(),
+            ..ConfChangeV2::default()
+        })
+    }
+
     /// About how long it is in an entry. Unit: bytes.
     pub fn size(&self) -> usize {
         match self {
@@ -67,6 +145,9 @@ impl Command {
                 document + write.key.len() + write.service.len() + 40
             }
             Command::Split { .. } => 600,
+            Command::ChangeReplicas { .. } | Command::LeaveJoint => 300,
+            Command::Freeze { .. } | Command::BumpEpoch { .. } => 100,
+            Command::Merge { .. } | Command::Thaw { .. } => 2_000,
             Command::Directory(_) => 1000,
         }
     }

@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 use super::state::{State, StateError};
 use crate::protocol::codec;
 use crate::protocol::error::{Code, WireError};
-use crate::protocol::id::{Epoch, NodeId};
+use crate::protocol::id::{Epoch, NodeId, ShardId};
 use crate::protocol::key::{KeyRange, Position, RowKind, row_key};
 use crate::protocol::request::Response;
 use crate::protocol::shard_map::{MapView, Membership, NodeInfo, ServiceInfo, ShardDescriptor, ShardMap};
@@ -137,7 +137,8 @@ impl Directory {
 
     /// Whether the directory has heard of this shard at this epoch or a later one.
     pub fn knows(&self, shard: &ShardDescriptor) -> bool {
-        self.map.shard(shard.id).map_or(Epoch(0), |known| known.epoch) >= shard.epoch
+        self.map.absorber(shard.id).is_some()
+            || self.map.shard(shard.id).map_or(Epoch(0), |known| known.epoch) >= shard.epoch
     }
 
     fn register(&mut self, node: &NodeInfo, state: &mut dyn State) -> Response {
@@ -190,6 +191,7 @@ impl Directory {
     fn learn_shards(&mut self, shards: &[ShardDescriptor], state: &mut dyn State) -> bool {
         let mut sorted: Vec<&ShardDescriptor> = shards.iter().collect();
         sorted.sort_by_key(|shard| shard.epoch);
+        let before: Vec<ShardId> = self.map.shards().map(|shard| shard.id).collect();
         let mut news = false;
         for shard in sorted {
             // Remembered even where it overlaps with an older view of a neighbour: that view is out of date and its
@@ -197,6 +199,11 @@ impl Directory {
             if self.map.learn_shard(shard) {
                 put(state, b's', &shard.id.0.to_be_bytes(), shard);
                 news = true;
+            }
+        }
+        for id in before {
+            if self.map.absorber(id).is_some() {
+                remove(state, b's', &id.0.to_be_bytes());
             }
         }
         news
@@ -217,13 +224,18 @@ impl Directory {
 }
 
 fn put<T: Serialize>(state: &mut dyn State, table: u8, id: &[u8], value: &T) {
+    state.put(row(table, id), Some(codec::encode(value)));
+}
+
+fn remove(state: &mut dyn State, table: u8, id: &[u8]) {
+    state.put(row(table, id), None);
+}
+
+fn row(table: u8, id: &[u8]) -> Bytes {
     let mut position = vec![0, table];
     // Ids are put in text so that no zero byte appears within a position.
     for byte in id {
         position.extend_from_slice(format!("{byte:02x}").as_bytes());
     }
-    state.put(
-        row_key(&Position(position.into()), RowKind::Directory, &[]),
-        Some(codec::encode(value)),
-    );
+    row_key(&Position(position.into()), RowKind::Directory, &[])
 }

@@ -2,7 +2,7 @@
 use std::fmt;
 
 use crate::protocol::id::{NodeId, ReplicaId, ShardId};
-use crate::protocol::shard_map::ShardDescriptor;
+use crate::protocol::shard_map::{ReplicaRole, ShardDescriptor};
 
 /// What changed.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -24,6 +24,44 @@ pub enum Event {
         left: ShardDescriptor,
         /// New.
         right: ShardDescriptor,
+    },
+    /// A shard's replicas changed.
+    Changed {
+        /// With its new replicas.
+        shard: ShardDescriptor,
+    },
+    /// A shard stands still until its left neighbour takes it over.
+    Frozen {
+        /// The shard.
+        shard: ShardId,
+        /// The left neighbour.
+        into: ShardId,
+    },
+    /// A shard serves again: the merge was given up.
+    Thawed {
+        /// The shard.
+        shard: ShardId,
+    },
+    /// A shard took over its right neighbour.
+    Merged {
+        /// As it is now.
+        left: ShardDescriptor,
+        /// It is no more.
+        right: ShardId,
+    },
+    /// A copy that is proven not to be needed was destroyed.
+    Destroyed {
+        /// The shard.
+        shard: ShardId,
+        /// The copy.
+        replica: ReplicaId,
+        /// The proof.
+        why: &'static str,
+    },
+    /// A copy can't go on and waits for a proof that it is not needed.
+    Stalled {
+        /// The shard.
+        shard: ShardId,
     },
     /// A snapshot is on its way to a follower.
     SnapshotStarted {
@@ -100,6 +138,24 @@ impl fmt::Display for Event {
                     left.id, left.id, left.range, right.id, right.range
                 )
             }
+            Event::Changed { shard } => {
+                write!(f, "{} is at {} on", shard.id, shard.epoch)?;
+                for replica in &shard.replicas {
+                    let role = match replica.role {
+                        ReplicaRole::Voter => "",
+                        ReplicaRole::Learner => " learner",
+                        ReplicaRole::Incoming => " incoming",
+                        ReplicaRole::Outgoing => " outgoing",
+                    };
+                    write!(f, " {}={}{role}", replica.node, replica.id)?;
+                }
+                Ok(())
+            }
+            Event::Frozen { shard, into } => write!(f, "{shard} stands still for {into}"),
+            Event::Thawed { shard } => write!(f, "{shard} serves again"),
+            Event::Merged { left, right } => write!(f, "{} took over {right}: {} {}", left.id, left.epoch, left.range),
+            Event::Destroyed { shard, replica, why } => write!(f, "{shard} {replica} destroyed: {why}"),
+            Event::Stalled { shard } => write!(f, "{shard} can't go on: the shard that it takes over is not here"),
             Event::SnapshotStarted { shard, to, index } => write!(f, "{shard} snapshot at {index} to {to} started"),
             Event::SnapshotInstalled { shard, index, rows } => {
                 write!(f, "{shard} snapshot at {index} installed, {rows} rows")

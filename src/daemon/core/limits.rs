@@ -32,6 +32,12 @@ pub const APPLY_BYTES_MAX: u64 = 8 << 20;
 pub const LOG_TAIL_BYTES_MAX: usize = 16 << 20;
 /// Log kept in memory per replica. Unit: entries.
 pub const LOG_TAIL_ENTRIES_MAX: usize = 20_000;
+/// A replica this far behind the commit counts as caught up. Unit: entries.
+pub const CAUGHT_UP_WITHIN: u64 = 128;
+/// A follower that got a snapshot has this long to follow before the log behind the snapshot may go.
+pub const FOLLOW_SNAPSHOT_WITHIN: Span = Span::secs(10);
+/// Requests to a shard that stands still for a merge wait on the node for at most this long.
+pub const PARK_FOR: Span = Span::secs(2);
 /// Requests in hand per node. Unit: requests.
 pub const PENDING_REQUESTS_MAX: usize = 100_000;
 /// Times a request is handed on from node to node.

@@ -5,7 +5,7 @@ use super::command::Command;
 use super::effect::{Effect, Effects};
 use super::entity::machine::{self, Context};
 use super::limits::*;
-use super::node::{Forwarded, Node, PlantedBug, bad_split, stale_epoch};
+use super::node::{Forwarded, Node, PlantedBug, bad_split, busy, merge, stale_epoch};
 use super::replica::{Read, Replica, Waiter, Waiting, role_name};
 use super::state::{State, StateError};
 use super::time::Time;
@@ -58,10 +58,52 @@ impl Node {
             }
             _ => {}
         }
+        self.asked_again(waiting, principal, request, hops, state, effects);
+    }
+
+    /// A request that was found fit to be asked; perhaps it has waited since.
+    pub(super) fn asked_again(
+        &mut self,
+        waiting: Waiting,
+        principal: Principal,
+        request: Request,
+        hops: u8,
+        state: &mut dyn State,
+        effects: &mut Effects,
+    ) {
         match self.route(&request) {
-            Route::Here(shard) => self.asked_here(shard, waiting, request, state, effects),
+            Route::Here(shard) => {
+                let refusal = self.must_wait(shard, &request);
+                match refusal {
+                    Some(error) => self.park(waiting, principal, request, hops, error, effects),
+                    None => self.asked_here(shard, waiting, request, state, effects),
+                }
+            }
             Route::There(node) => self.hand_on(node, waiting, principal, request, hops, effects),
             Route::Nowhere(error) => self.reply(waiting, Response::Error(error), None, None, effects),
+        }
+    }
+
+    /// Why a request to a shard that this node leads has to wait a moment.
+    fn must_wait(&self, shard: ShardId, request: &Request) -> Option<WireError> {
+        let replica = self.replicas.get(&shard)?;
+        match request {
+            Request::Get { .. } | Request::List { .. } | Request::ShowRequest { .. } | Request::Write(_) => {
+                replica.shard.frozen.is_some().then(|| merge::frozen(&replica.shard))
+            }
+            Request::MergeShards { left_epoch, right, .. } => {
+                let checked = self.check_merge(&replica.shard, *left_epoch, right);
+                checked.err().filter(|error| error.code == Code::NotFrozenYet)
+            }
+            _ => None,
+        }
+    }
+
+    /// The shard that a request would go to, if this node leads it.
+    pub(super) fn led_here(&self, request: &Request) -> Option<ShardId> {
+        match self.route(request) {
+            Route::Here(shard) => Some(shard),
+            _ => None,
         }
     }
 
@@ -160,13 +202,22 @@ impl Node {
             }
             Request::Write(write) => by_position(&Position::new(&write.service, &write.key)),
             Request::List { from, .. } => by_position(from),
-            Request::SplitShard { shard, .. } | Request::TransferLeader { shard, .. } => self.route_to(*shard),
+            Request::SplitShard { shard, .. }
+            | Request::TransferLeader { shard, .. }
+            | Request::ChangeReplicas { shard, .. }
+            | Request::FreezeShard { shard, .. }
+            | Request::ThawShard { shard, .. }
+            | Request::BumpEpoch { shard, .. }
+            | Request::MergeShards { left: shard, .. } => self.route_to(*shard),
             _ => self.route_to(DIRECTORY_SHARD),
         }
     }
 
     /// The initialized replica on this node whose range holds `position`.
     fn local_shard(&self, position: &Position) -> Option<ShardId> {
+        if let Some(parent) = self.lingering_parent(position) {
+            return Some(parent);
+        }
         let (_, id) = self.by_start.range(..=position).next_back()?;
         self.replicas
             .get(id)
@@ -309,6 +360,8 @@ impl Node {
                 }
                 if descriptor.epoch != epoch {
                     Some(stale_epoch(&descriptor, epoch))
+                } else if let Some(error) = busy(&descriptor) {
+                    Some(error)
                 } else if descriptor.range.split(&at).is_none() {
                     Some(bad_split(&descriptor, &at))
                 } else {
@@ -319,7 +372,7 @@ impl Node {
                 }
             }
             Request::TransferLeader { to, .. } => match replica.shard.replica_on(to).copied() {
-                Some(target) if target.role == ReplicaRole::Voter => {
+                Some(target) if matches!(target.role, ReplicaRole::Voter | ReplicaRole::Incoming) => {
                     if to != self.config.node {
                         replica.transfer(target.id);
                     }
@@ -331,6 +384,52 @@ impl Node {
                     format!("{to} is no voter of {shard}; nothing was changed"),
                 )),
             },
+            Request::ChangeReplicas { epoch, changes, id, .. } => {
+                return self.change_here(shard, epoch, changes, id, waiting, effects);
+            }
+            Request::FreezeShard {
+                epoch,
+                into,
+                left_epoch,
+                id,
+                ..
+            } => {
+                let descriptor = replica.shard.clone();
+                if merge::is_frozen_for(&descriptor, into, left_epoch) {
+                    return self.reply(waiting, Response::Shard(descriptor), None, None, effects);
+                }
+                let command = Command::Freeze {
+                    epoch,
+                    into,
+                    left_epoch,
+                    id,
+                };
+                let checked = self.check_freeze(&descriptor, epoch, into, left_epoch);
+                self.propose_checked(shard, checked, command, waiting)
+            }
+            Request::MergeShards {
+                left_epoch, right, id, ..
+            } => {
+                let descriptor = replica.shard.clone();
+                if merge::is_merged(&descriptor, &right) {
+                    return self.reply(waiting, Response::Shard(descriptor), None, None, effects);
+                }
+                let checked = self.check_merge(&descriptor, left_epoch, &right);
+                let command = Command::Merge { left_epoch, right, id };
+                self.propose_checked(shard, checked, command, waiting)
+            }
+            Request::ThawShard { proof, id, .. } => {
+                let checked = merge::check_thaw(&replica.shard, &proof);
+                self.propose_checked(shard, checked, Command::Thaw { proof, id }, waiting)
+            }
+            Request::BumpEpoch { epoch, id, .. } => {
+                if replica.shard.epoch > epoch {
+                    let descriptor = replica.shard.clone();
+                    return self.reply(waiting, Response::Shard(descriptor), None, None, effects);
+                }
+                replica.propose(Command::BumpEpoch { epoch, id }, waiting);
+                None
+            }
             Request::AllocateIds { count, .. } => {
                 replica.propose(
                     Command::Directory(super::directory::DirectoryCommand::AllocateIds { count }),
@@ -353,6 +452,22 @@ impl Node {
             Some(error) => self.reply(waiting, Response::Error(error), None, None, effects),
             None => self.touch(shard),
         }
+    }
+
+    fn propose_checked(
+        &mut self,
+        shard: ShardId,
+        checked: Result<(), WireError>,
+        command: Command,
+        waiting: Waiting,
+    ) -> Option<WireError> {
+        if let Err(error) = checked {
+            return Some(error);
+        }
+        if let Some(replica) = self.replicas.get_mut(&shard) {
+            replica.propose(command, waiting);
+        }
+        None
     }
 
     fn read_here(
@@ -415,10 +530,13 @@ impl Node {
             wall_ms: self.clock.wall_ms,
             shard_time_ms: replica.shard_time_ms,
         };
+        if replica.shard.frozen.is_some() {
+            return Ok((Response::Error(merge::frozen(&replica.shard)), None));
+        }
         Ok(match request {
             Request::Get { service, key } => {
                 let position = Position::new(service, key);
-                if !replica.shard.range.contains(&position) {
+                if !replica.shard.range.contains(&position) && !self.lingers(replica.shard.id, &position) {
                     return Ok(stale(&position));
                 }
                 (Response::Entity(machine::read(&position, state)?), None)
@@ -506,8 +624,8 @@ impl Node {
 fn replica_status(replica: &Replica) -> ReplicaStatus {
     let state = match replica.descriptor().role {
         ReplicaRole::Learner => "learner",
-        ReplicaRole::Voter if replica.is_installing() => "installing",
-        ReplicaRole::Voter => role_name(replica.role()),
+        _ if replica.is_installing() => "installing",
+        _ => role_name(replica.role()),
     };
     ReplicaStatus {
         shard: replica.shard.clone(),
@@ -590,6 +708,11 @@ fn allowed(principal: &Principal, request: &Request) -> Result<(), WireError> {
         Request::AllocateIds { .. }
         | Request::SplitShard { .. }
         | Request::TransferLeader { .. }
+        | Request::ChangeReplicas { .. }
+        | Request::FreezeShard { .. }
+        | Request::MergeShards { .. }
+        | Request::ThawShard { .. }
+        | Request::BumpEpoch { .. }
         | Request::CreateToken { .. }
         | Request::RegisterNode { .. } => Role::Admin,
     };
@@ -607,9 +730,14 @@ fn allowed(principal: &Principal, request: &Request) -> Result<(), WireError> {
 fn request_id(request: &Request) -> Option<RequestId> {
     match request {
         Request::Write(write) => Some(write.id),
-        Request::SplitShard { id, .. } | Request::AllocateIds { id, .. } | Request::RegisterNode { id, .. } => {
-            Some(*id)
-        }
+        Request::SplitShard { id, .. }
+        | Request::ChangeReplicas { id, .. }
+        | Request::FreezeShard { id, .. }
+        | Request::MergeShards { id, .. }
+        | Request::ThawShard { id, .. }
+        | Request::BumpEpoch { id, .. }
+        | Request::AllocateIds { id, .. }
+        | Request::RegisterNode { id, .. } => Some(*id),
         _ => None,
     }
 }

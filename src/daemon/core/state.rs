@@ -6,7 +6,7 @@ use bytes::Bytes;
 use raft::eraftpb::{ConfState, Entry, HardState};
 use serde::{Deserialize, Serialize};
 
-use crate::protocol::id::{ClusterId, NodeId, ShardId};
+use crate::protocol::id::{ClusterId, NodeId, ReplicaId, ShardId};
 use crate::protocol::key::KeyRange;
 use crate::protocol::shard_map::ShardDescriptor;
 
@@ -74,6 +74,8 @@ pub struct ShardWrite {
 /// What is kept of a replica in the state file, written in the same transaction as the rows it describes.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct ReplicaMeta {
+    /// This copy's id.
+    pub replica: ReplicaId,
     /// Range, epoch and members as of `applied`.
     pub shard: ShardDescriptor,
     /// Raft's membership as of `applied`.
@@ -92,7 +94,8 @@ pub struct ReplicaMeta {
     pub entities: u64,
     /// Bytes of keys and documents in the shard.
     pub bytes: u64,
-    /// The replica was removed from the shard and its rows are gone: it must never be made again.
+    /// The replica was removed from the shard, or its shard was absorbed: it must never be made again. A later one with a
+    /// higher id may.
     pub destroyed: bool,
 }
 
@@ -122,8 +125,10 @@ pub struct StoreIdentity {
 /// A whole replica to be written in place of whatever the range holds, in one transaction with its meta.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Install {
-    /// The replica.
+    /// The replica. Where it is destroyed its range is empty, and what is to be cleared is in `clear`.
     pub meta: ReplicaMeta,
+    /// Metas of other replicas that this one takes the place of: destroyed in the same transaction.
+    pub also: Vec<ReplicaMeta>,
     /// Rows outside the new range that belonged to the replica before go too.
     pub clear: Vec<KeyRange>,
     /// All rows, in key order.

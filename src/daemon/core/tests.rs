@@ -88,6 +88,7 @@ impl Cluster {
                     replicas: 3,
                     cuts: Vec::new(),
                 }],
+                log_tail_entries: super::limits::LOG_TAIL_ENTRIES_MAX,
                 planted: PlantedBug::None,
             };
             let mut rows = Rows::default();

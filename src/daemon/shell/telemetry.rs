@@ -95,6 +95,14 @@ pub(super) fn tell(event: &Event) {
         Event::Split { left, right } => {
             tracing::info!(event = "split", left = %left.id, right = %right.id, "{event}");
         }
+        Event::Changed { shard } => tracing::info!(event = "replicas", shard = %shard.id, "{event}"),
+        Event::Frozen { shard, into } => tracing::info!(event = "frozen", %shard, %into, "{event}"),
+        Event::Thawed { shard } => tracing::info!(event = "thawed", %shard, "{event}"),
+        Event::Merged { left, right } => tracing::info!(event = "merged", left = %left.id, %right, "{event}"),
+        Event::Destroyed { shard, replica, why } => {
+            tracing::info!(event = "destroyed", %shard, %replica, why, "{event}");
+        }
+        Event::Stalled { shard } => tracing::warn!(event = "stalled", %shard, "{event}"),
         Event::SnapshotStarted { shard, to, index } => {
             tracing::info!(event = "snapshot-started", %shard, %to, index, "{event}");
         }

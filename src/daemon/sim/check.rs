@@ -718,6 +718,8 @@ mod tests {
             },
             epoch: Epoch(epoch),
             replicas: Vec::new(),
+            frozen: None,
+            absorbed: Vec::new(),
         }
     }
 

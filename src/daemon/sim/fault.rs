@@ -1,5 +1,6 @@
 //! What goes wrong in a run, drawn from its seed: first which kinds of fault it has (some runs have one kind only, so
 //! that none hides another), then when, where and for how long. Most are aimed at nodes that lead something.
+use crate::daemon::core::limits::LOG_TAIL_ENTRIES_MAX;
 use crate::daemon::core::time::Span;
 
 use super::network::Weather;
@@ -83,6 +84,8 @@ pub struct Plan {
     pub slow_disks: bool,
     /// Snapshots that break off. Unit: per mille.
     pub broken_snapshots: u32,
+    /// Log entries kept for followers that are behind: few make many snapshots.
+    pub log_tail: usize,
 }
 
 impl Plan {
@@ -96,6 +99,7 @@ impl Plan {
             weather: Weather::CALM,
             slow_disks: false,
             broken_snapshots: 0,
+            log_tail: LOG_TAIL_ENTRIES_MAX,
         }
     }
 
@@ -115,6 +119,7 @@ impl Plan {
             weather: Weather::drawn(&mut rng),
             slow_disks: rng.u32(..4) == 0,
             broken_snapshots: [0, 0, 100, 400][rng.usize(..4)],
+            log_tail: [LOG_TAIL_ENTRIES_MAX, 300, 60][rng.usize(..3)],
         }
     }
 

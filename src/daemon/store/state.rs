@@ -88,7 +88,7 @@ impl Store {
         InstallJob {
             clear,
             rows: install.rows,
-            replica: self.stored(vec![install.meta]),
+            replicas: self.stored(std::iter::once(install.meta).chain(install.also).collect()),
         }
     }
 
@@ -208,11 +208,11 @@ pub struct CheckpointJob {
     replicas: Vec<StoredReplica>,
 }
 
-/// A replica on its way to the disk.
+/// A replica on its way to the disk, with those that it takes the place of.
 pub struct InstallJob {
     clear: Vec<KeyRange>,
     rows: Vec<(Bytes, Bytes)>,
-    replica: Vec<StoredReplica>,
+    replicas: Vec<StoredReplica>,
 }
 
 /// Writes the state file. One thread owns it, and writes jobs in the order in which they were made.
@@ -257,7 +257,7 @@ impl StateWriter {
 
     /// Replaces the ranges' rows and the meta in one synced transaction.
     pub fn install(&mut self, job: InstallJob) -> Result<Trim, WriteError> {
-        self.write("install a snapshot", &job.replica, |tables| {
+        self.write("install a snapshot", &job.replicas, |tables| {
             for range in &job.clear {
                 tables.remove_range(Table::Rows, &range.start.0, &range.end.0)?;
             }

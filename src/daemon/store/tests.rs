@@ -41,11 +41,14 @@ fn hard_state(term: u64, commit: u64) -> HardState {
 
 fn meta(shard: ShardId, applied: u64) -> ReplicaMeta {
     ReplicaMeta {
+        replica: ReplicaId(1),
         shard: ShardDescriptor {
             id: shard,
             range: range_of(shard),
             epoch: Epoch(1),
             replicas: Vec::new(),
+            frozen: None,
+            absorbed: Vec::new(),
         },
         conf_state: Default::default(),
         hard_state: hard_state(1, applied),
@@ -242,6 +245,7 @@ fn an_install_replaces_the_range_and_nothing_else() {
         let pinned = opened.store.snapshot(&range_of(ShardId(2))).unwrap();
         // The frozen memtable is still on its way when the snapshot of shard 2 arrives; shard 3's range goes, too.
         let install = opened.store.install(Install {
+            also: Vec::new(),
             meta: meta(ShardId(2), 50),
             clear: vec![range_of(ShardId(3))],
             rows: vec![(row_of(ShardId(2), 77), "snapshot".into())],
@@ -670,6 +674,7 @@ impl World {
             ..meta(shard, index)
         };
         let job = self.opened.store.install(Install {
+            also: Vec::new(),
             meta: meta.clone(),
             clear: vec![],
             rows: rows.into_iter().collect(),

@@ -267,8 +267,9 @@ fn remember(head: &mut Head, known: Remembered, position: &Position, state: &mut
         let old = head.requests.remove(0);
         let bucket = old.shard_time_ms / BUCKET_MS;
         state.put(request_row(position, bucket, old.id), Some(codec::encode(&old)));
-        let first = head.overflow.map_or(bucket, |(first, _)| first);
-        head.overflow = Some((first, bucket));
+        // A merge may turn the shard's clock back: buckets need not come in order.
+        let (first, last) = head.overflow.unwrap_or((bucket, bucket));
+        head.overflow = Some((first.min(bucket), last.max(bucket)));
     }
     head.requests.push(known);
     // Expired buckets go piecemeal with later writes, a bounded number of rows each.

@@ -7,7 +7,7 @@ use std::collections::VecDeque;
 use raft::eraftpb::{ConfState, Entry, HardState, Snapshot, SnapshotMetadata};
 use raft::{Error, GetEntriesContext, RaftState, Storage, StorageError};
 
-use crate::daemon::core::limits::{LOG_TAIL_BYTES_MAX, LOG_TAIL_ENTRIES_MAX};
+use crate::daemon::core::limits::LOG_TAIL_BYTES_MAX;
 
 /// Log tail, hard state and membership of one replica.
 #[derive(Debug, Default)]
@@ -89,8 +89,8 @@ impl LogView {
     }
 
     /// Shortens the tail to its bounds, never beyond `keep_from`.
-    pub fn compact(&mut self, keep_from: u64) {
-        while self.entries.len() > LOG_TAIL_ENTRIES_MAX || self.entry_bytes > LOG_TAIL_BYTES_MAX {
+    pub fn compact(&mut self, keep_from: u64, entries_max: usize) {
+        while self.entries.len() > entries_max || self.entry_bytes > LOG_TAIL_BYTES_MAX {
             match self.entries.front() {
                 Some(entry) if entry.index < keep_from => {
                     self.base = (entry.index, entry.term);
@@ -178,6 +178,7 @@ impl Storage for LogView {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::daemon::core::limits::LOG_TAIL_ENTRIES_MAX;
 
     fn entry(index: u64, term: u64) -> Entry {
         Entry {
@@ -208,9 +209,9 @@ mod tests {
         let mut log = LogView::new((0, 0), HardState::default(), ConfState::default());
         let many: Vec<Entry> = (1..=LOG_TAIL_ENTRIES_MAX as u64 + 100).map(|i| entry(i, 1)).collect();
         assert!(log.append(&many));
-        log.compact(50);
+        log.compact(50, LOG_TAIL_ENTRIES_MAX);
         assert_eq!(log.first(), 50);
-        log.compact(1000);
+        log.compact(1000, LOG_TAIL_ENTRIES_MAX);
         assert_eq!(log.first(), 101);
     }
 }

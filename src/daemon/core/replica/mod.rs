@@ -14,7 +14,7 @@
 //! a synced term; its appends could reach a learner, a crash could forget the term, and the same term be used again.
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
-use raft::eraftpb::{ConfState, HardState, MessageType, Snapshot};
+use raft::eraftpb::{ConfChangeV2, ConfState, EntryType, HardState, MessageType, Snapshot};
 use raft::{RawNode, StateRole};
 
 use super::command::Command;
@@ -103,6 +103,10 @@ pub struct Incoming {
     pub rows: Vec<Row>,
     /// Raft's part.
     pub snapshot: (u64, u64),
+    /// Metas of replicas that this one takes the place of.
+    pub also: Vec<ReplicaMeta>,
+    /// Their ranges.
+    pub clear: Vec<KeyRange>,
 }
 
 /// Entries of one step of applying.
@@ -113,8 +117,8 @@ pub struct Committed {
     pub term: u64,
     /// Command batch.
     pub data: bytes::Bytes,
-    /// Not a normal entry.
-    pub is_config: bool,
+    /// Where it changes who votes: Raft's part of it.
+    pub config: Option<ConfChangeV2>,
 }
 
 /// One copy of one shard.
@@ -163,6 +167,17 @@ pub struct Replica {
     outgoing: Vec<raft::eraftpb::Message>,
     /// Snapshots under way: replica, since when.
     pub sending: BTreeMap<ReplicaId, Time>,
+    /// Snapshots sent lately: replica, when, as of which index. The log behind them is kept for a while.
+    following: BTreeMap<ReplicaId, (Time, u64)>,
+    /// Most entries kept for followers that are behind.
+    tail_max: usize,
+    /// Who waits for a joint configuration to end.
+    pub change_waiters: Vec<Waiting>,
+    /// Set when an entry can't be applied because a merge's other half is not here: only a proof that this copy is not
+    /// needed, or a snapshot after a restart, leads on from here.
+    pub stalled: bool,
+    /// The shard's epoch as its leader knew it when it first spoke to this copy.
+    pub made_at: Epoch,
     unsaved_commit: Option<HardState>,
     told: (StateRole, u64, u64),
     /// Requests served since the last count, and per second before that.
@@ -228,6 +243,11 @@ impl Replica {
             incoming: None,
             outgoing: Vec::new(),
             sending: BTreeMap::new(),
+            following: BTreeMap::new(),
+            tail_max: LOG_TAIL_ENTRIES_MAX,
+            change_waiters: Vec::new(),
+            stalled: false,
+            made_at: Epoch(0),
             unsaved_commit: None,
             told: (StateRole::Follower, 0, 0),
             served: 0,
@@ -324,6 +344,7 @@ impl Replica {
         let persisted = self.raft.raft.raft_log.persisted;
         hard_state.commit = hard_state.commit.min(persisted).max(log.applied.0);
         ReplicaMeta {
+            replica: self.id,
             shard: self.shard.clone(),
             conf_state: log.conf_state.clone(),
             hard_state,
@@ -351,7 +372,7 @@ impl Replica {
     pub fn tick(&mut self, now: Time) {
         // A voter that is alone must not become leader before its log is synced (the crate asserts it).
         let alone_and_unsynced = self.log().conf_state.voters.len() == 1 && !self.is_idle();
-        if self.installing.is_some() || alone_and_unsynced {
+        if self.installing.is_some() || alone_and_unsynced || self.stalled {
             return;
         }
         self.raft.tick();
@@ -388,6 +409,9 @@ impl Replica {
         }
         if self.installing.is_some() || self.incoming.is_some() {
             return Err("a snapshot is being installed");
+        }
+        if self.stalled {
+            return Err("the replica can't go on");
         }
         match message.msg_type {
             MessageType::MsgAppend => {
@@ -449,7 +473,8 @@ impl Replica {
     pub fn successor(&self, alive: &BTreeSet<NodeId>) -> Option<ReplicaDescriptor> {
         let matched: BTreeMap<NodeId, u64> = self.matched().into_iter().collect();
         let candidates = self.shard.replicas.iter().filter(|replica| {
-            replica.node != self.node && replica.role == ReplicaRole::Voter && alive.contains(&replica.node)
+            let stays = matches!(replica.role, ReplicaRole::Voter | ReplicaRole::Incoming);
+            replica.node != self.node && stays && alive.contains(&replica.node)
         });
         candidates
             .max_by_key(|replica| (matched.get(&replica.node).copied(), std::cmp::Reverse(replica.id)))
@@ -509,7 +534,9 @@ impl Replica {
 
     /// Whether `collect` has something to do.
     pub fn has_work(&self) -> bool {
-        self.installing.is_none() && (!self.queue.is_empty() || self.can_move_reads() || self.raft.has_ready())
+        self.installing.is_none()
+            && !self.stalled
+            && (!self.queue.is_empty() || self.can_move_reads() || self.raft.has_ready())
     }
 
     /// Whether waiting reads can start a round or be refused. A new leader's reads wait for its first commit: until then
@@ -519,7 +546,7 @@ impl Replica {
     }
 
     /// Turns queued commands into entries and queued reads into a round.
-    pub fn propose_queued(&mut self, now: Time, wall_ms: u64, failed: &mut Vec<Waiting>) {
+    pub fn propose_queued(&mut self, now: Time, wall_ms: u64, failed: &mut Vec<(Waiting, WireError)>) {
         if !self.queue.is_empty() {
             self.propose_commands(now, wall_ms, failed);
         }
@@ -529,28 +556,44 @@ impl Replica {
                     self.start_round(now);
                 }
             } else {
-                failed.extend(self.reads.drain(..).map(|read| read.waiting));
+                failed.extend(self.reads.drain(..).map(|read| (read.waiting, not_leader())));
             }
         }
     }
 
-    fn propose_commands(&mut self, now: Time, wall_ms: u64, failed: &mut Vec<Waiting>) {
+    fn propose_commands(&mut self, now: Time, wall_ms: u64, failed: &mut Vec<(Waiting, WireError)>) {
         let term = self.term();
         let mut queue = std::mem::take(&mut self.queue).into_iter().peekable();
         if !self.is_leader() {
-            failed.extend(queue.map(|(_, waiting)| waiting));
+            failed.extend(queue.map(|(_, waiting)| (waiting, not_leader())));
             return;
         }
         while queue.peek().is_some() {
             let (mut commands, mut waiters, mut size) = (Vec::new(), Vec::new(), 0);
+            let mut conf_change = None;
             while let Some((command, _)) = queue.peek() {
                 size += command.size();
-                if !commands.is_empty() && size > ENTRY_BYTES_MAX / 2 {
+                let change = command.conf_change();
+                if !commands.is_empty() && (size > ENTRY_BYTES_MAX / 2 || change.is_some()) {
                     break;
                 }
                 let Some((command, waiting)) = queue.next() else { break };
                 commands.push(command);
                 waiters.push(waiting);
+                if change.is_some() {
+                    // Raft has a kind of entry of its own for these, one change in each.
+                    conf_change = change;
+                    break;
+                }
+            }
+            if conf_change.is_some() && self.has_pending_change() {
+                // Raft would put an empty entry in its place.
+                failed.extend(
+                    waiters
+                        .into_iter()
+                        .map(|waiting| (waiting, change_pending(self.shard.id))),
+                );
+                continue;
             }
             let elapsed_ms = match self.last_proposal {
                 Some((in_term, at)) if in_term == term => now.since(at).as_millis(),
@@ -561,9 +604,17 @@ impl Replica {
                 wall_ms,
                 commands,
             };
-            let entry = raft::eraftpb::Entry {
-                data: payload.encode(),
-                ..Default::default()
+            let entry = match conf_change {
+                None => raft::eraftpb::Entry {
+                    data: payload.encode(),
+                    ..Default::default()
+                },
+                Some(change) => raft::eraftpb::Entry {
+                    entry_type: EntryType::EntryConfChangeV2,
+                    data: change.encode().expect("a few numbers are encoded").into(),
+                    context: payload.encode(),
+                    ..Default::default()
+                },
             };
             let proposal = raft::eraftpb::Message {
                 msg_type: MessageType::MsgPropose,
@@ -581,7 +632,7 @@ impl Replica {
                     self.last_proposal = Some((term, counted));
                     self.proposed.insert(self.last_index(), (term, waiters));
                 }
-                Err(_) => failed.extend(waiters),
+                Err(_) => failed.extend(waiters.into_iter().map(|waiting| (waiting, not_leader()))),
             }
         }
     }
@@ -653,11 +704,20 @@ impl Replica {
         let committed = ready
             .take_committed_entries()
             .into_iter()
-            .map(|entry| Committed {
-                index: entry.index,
-                term: entry.term,
-                is_config: entry.entry_type != raft::eraftpb::EntryType::EntryNormal,
-                data: entry.data,
+            .map(|entry| match entry.entry_type {
+                EntryType::EntryNormal => Committed {
+                    index: entry.index,
+                    term: entry.term,
+                    config: None,
+                    data: entry.data,
+                },
+                _ => Committed {
+                    index: entry.index,
+                    term: entry.term,
+                    // Raft itself has read it when it was proposed.
+                    config: Some(ConfChangeV2::decode(&entry.data).unwrap_or_default()),
+                    data: entry.context,
+                },
             })
             .collect();
 
@@ -720,7 +780,8 @@ impl Replica {
         self.bytes = incoming.manifest.bytes;
         self.unsaved_commit = None;
         self.dirty = true;
-        let mut clear = vec![self.shard.range.clone()];
+        let mut clear = incoming.clear;
+        clear.push(self.shard.range.clone());
         if !before.start.0.is_empty() && before != self.shard.range {
             clear.push(before);
         }
@@ -733,6 +794,7 @@ impl Replica {
         }));
         out.push(Effect::Install(Box::new(super::state::Install {
             meta: self.meta(),
+            also: incoming.also,
             clear,
             rows: incoming.rows,
         })));
@@ -750,8 +812,106 @@ impl Replica {
     pub fn finish_applying(&mut self) {
         let applied = self.log().applied.0;
         self.raft.advance_apply_to(applied);
-        // A follower that is further behind than the tail's bounds gets a snapshot: it must not hold the memory.
-        self.raft.mut_store().compact(applied);
+        // A follower that is further behind than the tail's bounds gets a snapshot: it must not hold the memory. But one
+        // that is getting a snapshot must be able to follow from there.
+        let progress = self.raft.raft.prs();
+        self.following.retain(|id, &mut (_, index)| {
+            let caught_up = progress.get(id.0).is_none_or(|progress| progress.matched >= index);
+            !caught_up || self.sending.contains_key(id)
+        });
+        let needed = self.following.values().map(|&(_, index)| index).min();
+        let keep_from = needed.unwrap_or(applied).min(applied);
+        self.raft.mut_store().compact(keep_from, self.tail_max);
+    }
+
+    /// Forgets snapshots whose receivers had time enough to follow.
+    pub fn forget_followers(&mut self, now: Time) {
+        let sending = &self.sending;
+        let is_late = |at: Time| now.since(at) > FOLLOW_SNAPSHOT_WITHIN;
+        self.following
+            .retain(|id, &mut (at, _)| sending.contains_key(id) || !is_late(at));
+    }
+
+    /// Whether a change of the replicas is proposed and not applied, as far as the leader knows.
+    pub fn has_pending_change(&self) -> bool {
+        self.raft.raft.has_pending_conf() || self.queue.iter().any(|(command, _)| command.conf_change().is_some())
+    }
+
+    /// Whether this leader has to end a joint configuration.
+    pub fn should_leave_joint(&self) -> bool {
+        self.is_leader() && self.shard.is_joint() && !self.has_pending_change()
+    }
+
+    /// How far a replica is behind the commit, as the leader knows; `None` for one that is getting a snapshot.
+    pub fn lag(&self, id: ReplicaId) -> Option<u64> {
+        if id == self.id {
+            return Some(0);
+        }
+        let progress = self.raft.raft.prs().get(id.0)?;
+        let snapshot = progress.state == raft::ProgressState::Snapshot;
+        (!snapshot).then(|| self.committed().saturating_sub(progress.matched))
+    }
+
+    /// Applies a change of who votes. The error is the same on every replica.
+    pub fn apply_conf_change(&mut self, entry: &Committed, change: &ConfChangeV2) -> Result<ConfState, String> {
+        // Raft may ask for a snapshot on the way, which must not be older than what is applied.
+        self.set_applied(entry.index, entry.term);
+        let state = self.raft.apply_conf_change(change).map_err(|error| error.to_string())?;
+        self.raft.mut_store().conf_state = state.clone();
+        if self.is_leader() && !self.raft.raft.promotable() {
+            // The crate would go on leading, and panic.
+            let term = self.term();
+            self.raft.raft.become_follower(term, raft::INVALID_ID);
+        }
+        self.draw_election_timeout();
+        Ok(state)
+    }
+
+    /// Takes in a descriptor with other replicas.
+    pub fn set_shard(&mut self, shard: ShardDescriptor) {
+        self.shard = shard;
+        self.dirty = true;
+        let shard = &self.shard;
+        self.sending.retain(|&id, _| shard.replica(id).is_some());
+        self.draw_election_timeout();
+    }
+
+    /// Somebody else's log proves that entries up to `index` are committed. False where they are not here.
+    pub fn prove_committed(&mut self, index: u64) -> bool {
+        if self.last_index() < index || self.installing.is_some() {
+            return false;
+        }
+        self.raft.raft.raft_log.commit_to(index);
+        true
+    }
+
+    /// Whether the log, or what was applied of it, has this entry.
+    pub fn has_entry(&self, index: u64, term: u64) -> bool {
+        self.log().term_at(index) == Some(term)
+    }
+
+    /// Everybody who waits here: those for whom nothing was done, and those whose outcome is not known.
+    pub fn take_waiting(&mut self) -> (Vec<Waiting>, Vec<Waiting>) {
+        let mut harmless: Vec<Waiting> = self.queue.drain(..).map(|(_, waiting)| waiting).collect();
+        harmless.extend(self.reads.drain(..).map(|read| read.waiting));
+        harmless.extend(
+            self.round
+                .take()
+                .into_iter()
+                .flat_map(|round| round.reads)
+                .map(|read| read.waiting),
+        );
+        let mut unknown: Vec<Waiting> = std::mem::take(&mut self.proposed)
+            .into_values()
+            .flat_map(|(_, waiters)| waiters)
+            .collect();
+        unknown.append(&mut self.change_waiters);
+        (harmless, unknown)
+    }
+
+    /// Keeps at most so many entries for followers that are behind.
+    pub fn set_tail(&mut self, entries: usize) {
+        self.tail_max = entries;
     }
 
     /// Who waited for the entry at `index`: those whose entry this is, and those whose entry lost its place to it.
@@ -812,6 +972,10 @@ impl Replica {
                 !expired
             });
         }
+        self.change_waiters.retain(|waiting| {
+            unknown.extend(late(waiting).then_some(*waiting));
+            !late(waiting)
+        });
         self.proposed.retain(|_, (_, waiters)| {
             // Answered waiters leave a placeholder: positions in the batch must stay.
             for waiting in waiters
@@ -856,10 +1020,12 @@ impl Replica {
             let index = log.applied.0;
             message.set_snapshot(snapshot);
             self.sending.insert(to, now);
+            self.following.insert(to, (now, index));
             let raft = RaftMessage {
                 shard: self.shard.id,
                 from: self.id,
                 to,
+                epoch: self.shard.epoch,
                 message,
             };
             out.push(Effect::Event(Event::SnapshotStarted {
@@ -919,6 +1085,7 @@ impl Replica {
                 shard: self.shard.id,
                 from: self.id,
                 to,
+                epoch: self.shard.epoch,
                 message,
             };
             out.push(Effect::Send {
@@ -992,6 +1159,14 @@ pub fn not_leader() -> WireError {
     error
 }
 
+/// The error of a change of replicas while another is under way.
+pub fn change_pending(shard: crate::protocol::id::ShardId) -> WireError {
+    let text = format!("{shard} is at another change of its replicas; nothing was changed");
+    let mut error = WireError::new(Code::ChangePending, text);
+    error.retry_after_ms = 20;
+    error
+}
+
 /// The range of a replica that does not know its range yet.
 pub fn no_range() -> KeyRange {
     KeyRange {
@@ -1003,11 +1178,14 @@ pub fn no_range() -> KeyRange {
 /// Meta of a replica that begins with nothing but its name: a follower to be filled by a snapshot.
 pub fn empty_meta(id: crate::protocol::id::ShardId) -> ReplicaMeta {
     ReplicaMeta {
+        replica: ReplicaId(0),
         shard: ShardDescriptor {
             id,
             range: no_range(),
             epoch: Epoch(0),
             replicas: Vec::new(),
+            frozen: None,
+            absorbed: Vec::new(),
         },
         conf_state: ConfState::default(),
         hard_state: HardState::default(),
@@ -1026,7 +1204,7 @@ pub fn first_meta(shard: ShardDescriptor, shard_time_ms: u64) -> ReplicaMeta {
     let voters = shard
         .replicas
         .iter()
-        .filter(|r| r.role == ReplicaRole::Voter)
+        .filter(|r| r.role.votes())
         .map(|r| r.id.0)
         .collect();
     let learners = shard

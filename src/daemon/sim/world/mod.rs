@@ -45,6 +45,12 @@ pub enum Bug {
     ReadsWithoutQuorum,
     /// An entry is applied twice.
     ApplyTwice,
+    /// After a split the parent goes on serving the child's keys.
+    ParentLingers,
+    /// A replica that hears of no leader is destroyed, member or not.
+    DestroysUnheard,
+    /// A merge does not wait for every replica's freeze.
+    MergesEarly,
 }
 
 /// What a run is like.
@@ -382,7 +388,11 @@ impl World {
                 seed: stream(self.seed, 1000 + info.id.0),
                 founders: founders.clone(),
                 services: services.clone(),
+                log_tail_entries: self.plan.log_tail,
                 planted: match self.bug {
+                    Bug::ParentLingers => PlantedBug::ParentLingers,
+                    Bug::DestroysUnheard => PlantedBug::DestroysUnheard,
+                    Bug::MergesEarly => PlantedBug::MergesEarly,
                     Bug::ReadsWithoutQuorum => PlantedBug::ReadsWithoutQuorum,
                     Bug::ApplyTwice => PlantedBug::ApplyTwice,
                     Bug::None | Bug::AckBeforeSync => PlantedBug::None,

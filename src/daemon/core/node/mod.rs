@@ -25,6 +25,10 @@ use crate::protocol::message::{Message, RaftMessage, Report, Row, SnapshotManife
 use crate::protocol::request::{Response, RouteHint};
 use crate::protocol::shard_map::{NodeInfo, ReplicaDescriptor, ReplicaRole, ServiceInfo, ShardDescriptor, ShardMap};
 
+mod membership;
+pub(super) mod merge;
+mod removal;
+
 /// What a node is told when it is made.
 #[derive(Debug, Clone)]
 pub struct NodeConfig {
@@ -48,6 +52,10 @@ pub struct NodeConfig {
     pub founders: Vec<NodeInfo>,
     /// The services a new cluster begins with; the same on each founder.
     pub services: Vec<ServiceConfig>,
+    /// Most log entries kept in memory for followers that are behind. The simulator makes it small, so that snapshots are
+    /// frequent.
+    #[doc(hidden)]
+    pub log_tail_entries: usize,
     /// A bug to be planted by the simulator, to see that its properties catch it.
     #[doc(hidden)]
     pub planted: PlantedBug,
@@ -64,6 +72,12 @@ pub enum PlantedBug {
     ReadsWithoutQuorum,
     /// Now and then a committed entry takes effect twice.
     ApplyTwice,
+    /// After a split the parent goes on serving the child's keys for a while.
+    ParentLingers,
+    /// A replica that has not heard from a leader for a while is destroyed without proof.
+    DestroysUnheard,
+    /// A merge does not wait until all replicas have applied the freeze.
+    MergesEarly,
 }
 
 /// A service of a new cluster.
@@ -143,7 +157,26 @@ pub struct Node {
     orphans: BTreeMap<ShardId, Orphan>,
     stash: VecDeque<(Time, NodeId, RaftMessage)>,
     unknown_since: BTreeMap<ShardId, Time>,
-    destroyed: BTreeSet<ShardId>,
+    /// Copies on this node up to these ids were destroyed.
+    floors: BTreeMap<ShardId, ReplicaId>,
+    /// Copies to be destroyed as soon as nothing stands in the way, and why.
+    condemned: BTreeMap<ShardId, &'static str>,
+    /// Shards whose copy's destruction is not on disk yet.
+    burying: BTreeSet<ShardId>,
+    /// Installs under way, and the copies that are destroyed with each.
+    installs: BTreeMap<ShardId, Vec<ShardId>>,
+    /// Destroyed metas of absorbed copies, to be written together with their absorber's meta.
+    absorbed_metas: Vec<(ShardId, ReplicaMeta)>,
+    /// What peers said of the freezes that their copies have applied.
+    frozen_heard: BTreeMap<NodeId, Vec<(ShardId, Epoch)>>,
+    /// Requests that wait until a shard is merged or thawed, or all have heard of a freeze.
+    parked: VecDeque<merge::Parked>,
+    /// Something changed for which parked requests may wait.
+    unpark: bool,
+    /// The others should hear at once.
+    report_soon: bool,
+    /// A planted bug: parents that go on serving.
+    lingering: Vec<(ShardId, KeyRange, Time)>,
     pub(super) heard: BTreeMap<NodeId, Time>,
     pub(super) connected: BTreeSet<NodeId>,
     silent: BTreeSet<NodeId>,
@@ -202,7 +235,16 @@ impl Node {
             orphans: BTreeMap::new(),
             stash: VecDeque::new(),
             unknown_since: BTreeMap::new(),
-            destroyed: BTreeSet::new(),
+            floors: BTreeMap::new(),
+            condemned: BTreeMap::new(),
+            burying: BTreeSet::new(),
+            installs: BTreeMap::new(),
+            absorbed_metas: Vec::new(),
+            frozen_heard: BTreeMap::new(),
+            parked: VecDeque::new(),
+            unpark: false,
+            report_soon: false,
+            lingering: Vec::new(),
             heard: BTreeMap::new(),
             connected: BTreeSet::new(),
             silent: BTreeSet::new(),
@@ -299,10 +341,14 @@ impl Node {
                 self.checkpoint_running = false;
                 for shard in std::mem::take(&mut self.checkpointing) {
                     self.unsaved_births.remove(&shard);
+                    self.burying.remove(&shard);
                 }
             }
             Input::Installed { shard } => {
                 self.unsaved_births.remove(&shard);
+                for dead in self.installs.remove(&shard).unwrap_or_default() {
+                    self.burying.remove(&dead);
+                }
                 if let Some(replica) = self.replicas.get_mut(&shard) {
                     replica.installed(effects);
                     self.touched.insert(shard);
@@ -355,8 +401,16 @@ impl Node {
     pub fn settle(&mut self, clock: Clock, state: &mut dyn State, effects: &mut Effects) {
         self.clock = clock;
         self.settle_replicas(state, effects);
+        if std::mem::take(&mut self.unpark) && !self.parked.is_empty() {
+            self.retry_parked(state, effects);
+            self.settle_replicas(state, effects);
+        }
         if self.stopped {
             return;
+        }
+        self.bury_condemned(effects);
+        if std::mem::take(&mut self.report_soon) {
+            self.report(effects);
         }
         // Last, and only here: snapshots and checkpoints speak of the rows as they are when the driver takes the effects,
         // so nothing may be applied behind them.
@@ -374,12 +428,13 @@ impl Node {
         let mut work = std::mem::take(&mut self.touched);
         while let Some(shard) = work.pop_first() {
             // Taken out while it is worked on, so that applying may change the rest of the node.
+            if self.condemned.contains_key(&shard) {
+                continue;
+            }
             let Some(mut replica) = self.replicas.remove(&shard) else {
                 continue;
             };
-            let mut write = None;
-            let result = self.settle_replica(&mut replica, seq, &mut write, state, effects);
-            batch.shards.extend(write);
+            let result = self.settle_replica(&mut replica, seq, &mut batch, state, effects);
             self.replicas.insert(shard, replica);
             if let Err(error) = result {
                 self.halt(format!("applying to {shard}: {error}"), effects);
@@ -387,6 +442,8 @@ impl Node {
             }
             work.append(&mut self.touched);
         }
+        // What an absorbed copy still had to say is of no use to anybody.
+        batch.shards.retain(|write| self.replicas.contains_key(&write.shard));
         if !batch.shards.is_empty() {
             self.next_seq = LogSeq(seq.0 + 1);
             self.log_bytes += batch
@@ -472,6 +529,8 @@ impl Node {
             range: directory::range(),
             epoch: Epoch(1),
             replicas: members(0, 5),
+            frozen: None,
+            absorbed: Vec::new(),
         };
         let mut shards = vec![directory];
         let mut services = Vec::new();
@@ -491,6 +550,8 @@ impl Node {
                     range,
                     epoch: Epoch(1),
                     replicas,
+                    frozen: None,
+                    absorbed: Vec::new(),
                 });
             }
             services.push(ServiceInfo {
@@ -513,10 +574,13 @@ impl Node {
         let mut logs: BTreeMap<ShardId, (ReplicaMeta, LogView)> = BTreeMap::new();
         for meta in recovered.replicas {
             if meta.destroyed {
-                self.destroyed.insert(meta.shard.id);
+                self.floors.insert(meta.shard.id, meta.replica);
                 continue;
             }
             if meta.shard.epoch == Epoch(0) {
+                if meta.replica > ReplicaId(0) {
+                    self.floors.insert(meta.shard.id, ReplicaId(meta.replica.0 - 1));
+                }
                 // A replica that was made by a peer's message and never filled: it holds a vote, and its log begins
                 // where a split or a snapshot makes it again.
                 let orphan = self.orphans.entry(meta.shard.id).or_default();
@@ -548,7 +612,9 @@ impl Node {
                             return Err(StateError::Io(gap));
                         }
                     }
-                    None if self.destroyed.contains(&write.shard) => {}
+                    // What is left of a destroyed copy is filtered by the store; a later copy has promised something only
+                    // after a snapshot, and then it has a meta.
+                    None if self.floors.contains_key(&write.shard) && !self.orphans.contains_key(&write.shard) => {}
                     None => {
                         let orphan = self.orphans.entry(write.shard).or_default();
                         orphan.hard_state = write.hard_state.or(orphan.hard_state.take());
@@ -565,15 +631,24 @@ impl Node {
             let births = self.births_in(&meta.shard, &log);
             log.hard_state.commit = log.hard_state.commit.max(births).clamp(meta.applied, log.last());
             log.hard_state.term = log.hard_state.term.max(meta.applied_term);
-            let Some(me) = meta.shard.replica_on(self.config.node).copied() else {
-                effects.push(Effect::Event(Event::Dropped {
-                    from: self.config.node,
-                    why: "a meta without this node",
-                }));
-                continue;
+            let mine = meta.shard.replica_on(self.config.node).map(|replica| replica.id);
+            let id = match (meta.replica, mine) {
+                (ReplicaId(0), Some(id)) => id,
+                (ReplicaId(0), None) => {
+                    effects.push(Effect::Event(Event::Dropped {
+                        from: self.config.node,
+                        why: "a meta without this node",
+                    }));
+                    continue;
+                }
+                (id, _) => id,
             };
             let seed = self.replica_seed();
-            let replica = Replica::new(&meta, log, me.id, self.config.node, seed);
+            let mut replica = Replica::new(&meta, log, id, self.config.node, seed);
+            replica.set_tail(self.config.log_tail_entries);
+            if meta.shard.replica(id).is_none() {
+                self.condemned.insert(shard, "it has applied its removal");
+            }
             if replica.is_initialized() {
                 self.by_start.insert(replica.shard.range.start.clone(), shard);
             }
@@ -636,7 +711,8 @@ impl Node {
         let births = self.births_in(&meta.shard, &log);
         hard_state.commit = hard_state.commit.max(births).clamp(base.0, log.last());
         log.hard_state = hard_state;
-        let replica = Replica::new(&meta, log, id, self.config.node, self.replica_seed());
+        let mut replica = Replica::new(&meta, log, id, self.config.node, self.replica_seed());
+        replica.set_tail(self.config.log_tail_entries);
         if replica.is_initialized() {
             self.by_start.insert(replica.shard.range.start.clone(), shard);
         }
@@ -659,7 +735,17 @@ impl Node {
         } else {
             self.last_tick + super::time::Span(elapsed * TICK.0)
         };
-        for (&shard, replica) in &mut self.replicas {
+        let condemned = &self.condemned;
+        let able = |shard: &ShardId| !condemned.contains_key(shard);
+        for (&shard, replica) in self.replicas.iter_mut().filter(|(shard, _)| able(shard)) {
+            if replica.should_leave_joint() {
+                let waiting = Waiting {
+                    waiter: Waiter::Own,
+                    deadline: now,
+                    id: RequestId(0),
+                };
+                replica.propose(Command::LeaveJoint, waiting);
+            }
             for _ in 0..elapsed.min(TICKS_AT_ONCE) {
                 replica.tick(now);
             }
@@ -672,7 +758,9 @@ impl Node {
             self.report(effects);
             self.watch_peers(effects);
             self.tend_directory();
+            self.find_condemned(effects);
         }
+        self.unpark |= !self.parked.is_empty();
         if now.since(self.last_expiry) >= EXPIRE_EVERY {
             self.last_expiry = now;
             self.expire(effects);
@@ -693,6 +781,7 @@ impl Node {
         let now = self.clock.now;
         let (mut harmless, mut unknown) = (Vec::new(), Vec::new());
         for replica in self.replicas.values_mut() {
+            replica.forget_followers(now);
             let (a, b) = replica.take_expired(now);
             harmless.extend(a);
             unknown.extend(b);
@@ -825,6 +914,7 @@ impl Node {
             map_version: self.map.version,
             leads,
             news,
+            frozen: self.frozen_here(),
         };
         for &node in self.map.nodes.keys().filter(|&&node| node != self.config.node) {
             effects.push(Effect::Send {
@@ -875,7 +965,7 @@ impl Node {
             }
             Message::Report(report) => self.reported(from, &report, effects),
             Message::Map(view) => {
-                for shard in &view.shards {
+                for shard in view.shards.iter().filter(|_| view.version > 0) {
                     let known = self.directory_epochs.entry(shard.id).or_default();
                     *known = shard.epoch.max(*known);
                 }
@@ -903,6 +993,9 @@ impl Node {
         if raft.message.from != raft.from.0 || raft.message.to != raft.to.0 {
             return self.drop_message(from, "names inside and outside differ", effects);
         }
+        if self.condemned.contains_key(&shard) || self.burying.contains(&shard) {
+            return self.drop_message(from, "for a replica that is being destroyed", effects);
+        }
         if let Some(replica) = self.replicas.get_mut(&shard) {
             if replica.id != raft.to {
                 return self.drop_message(from, "for another replica of this shard", effects);
@@ -922,7 +1015,7 @@ impl Node {
             }
             return;
         }
-        if self.destroyed.contains(&shard) {
+        if self.floors.get(&shard).is_some_and(|&floor| raft.to <= floor) {
             return self.drop_message(from, "for a replica that was removed", effects);
         }
         // Perhaps the split that makes this shard is about to be applied here.
@@ -932,10 +1025,14 @@ impl Node {
             raft.message.msg_type,
             MessageType::MsgAppend | MessageType::MsgHeartbeat
         );
-        if now.since(since) > STASH_FOR && from_leader {
+        // A split's child has the same replica ids as its parent.
+        let may_be_born = self.replicas.values().any(|replica| replica.id == raft.to);
+        if (now.since(since) > STASH_FOR || !may_be_born) && from_leader {
             // It is not: this node is to get the shard by snapshot.
             self.unknown_since.remove(&shard);
             let mut meta = replica::empty_meta(shard);
+            // What the log has of an earlier copy does not count for this one.
+            meta.log_from = LogSeq(self.next_seq.0 - 1);
             meta.shard.replicas = vec![ReplicaDescriptor {
                 node: self.config.node,
                 id: raft.to,
@@ -950,6 +1047,9 @@ impl Node {
                     entries: Vec::new(),
                 },
             );
+            if let Some(replica) = self.replicas.get_mut(&shard) {
+                replica.made_at = raft.epoch;
+            }
             effects.push(Effect::Event(Event::ReplicaCreated {
                 shard,
                 replica: raft.to,
@@ -986,12 +1086,8 @@ impl Node {
         {
             return self.drop_message(from, "a snapshot for somebody else", effects);
         }
-        let range = &manifest.shard.range;
-        let in_the_way = |other: &&Replica| {
-            other.shard.id != raft.shard && other.is_initialized() && other.shard.range.overlaps(range)
-        };
-        if self.replicas.values().any(|other| in_the_way(&other)) {
-            return self.drop_message(from, "a snapshot over another shard that has not shrunk yet", effects);
+        if self.condemned.contains_key(&raft.shard) {
+            return self.drop_message(from, "for a replica that is being destroyed", effects);
         }
         let at = (snapshot.metadata.index, snapshot.metadata.term);
         let Some(replica) = self
@@ -1013,14 +1109,42 @@ impl Node {
         // What is ready is taken first: Raft must have nothing else in hand when it takes a snapshot.
         self.touched.insert(raft.shard);
         self.settle_replicas(state, effects);
+        let taken_over = match self.taken_over_by(&manifest.shard) {
+            Ok(shards) => shards,
+            Err(why) => return self.drop_message(from, why, effects),
+        };
+        if self.has_freeze_already(&manifest.shard) {
+            return self.drop_message(from, "a snapshot of a freeze that the log has", effects);
+        }
         let Some(replica) = self.replicas.get_mut(&raft.shard) else {
             return;
         };
         replica.log_from = LogSeq(self.next_seq.0 - 1);
+        let also = taken_over.iter().filter_map(|id| self.replicas.get(id));
+        let clear = also.clone().map(|replica| replica.shard.range.clone()).collect();
+        let mut also: Vec<ReplicaMeta> = also.map(|replica| self.destroyed_meta(replica)).collect();
+        let is_absorber = |id: &ShardId| *id == raft.shard || taken_over.contains(id);
+        also.extend(
+            self.absorbed_metas
+                .iter()
+                .filter(|(absorber, _)| is_absorber(absorber))
+                .map(|(_, meta)| meta.clone()),
+        );
+        let dead: Vec<ShardId> = also.iter().map(|meta| meta.shard.id).collect();
+        // Out of the way while Raft is asked; back if it does not want the snapshot.
+        let mut aside = Vec::new();
+        for id in &taken_over {
+            aside.extend(self.replicas.remove(id));
+        }
+        let Some(replica) = self.replicas.get_mut(&raft.shard) else {
+            return;
+        };
         let incoming = Incoming {
             manifest,
             rows,
             snapshot: at,
+            also,
+            clear,
         };
         let log_from_before = replica.log_from;
         replica.offer_snapshot(from, raft.message, incoming);
@@ -1031,7 +1155,18 @@ impl Node {
         };
         replica.incoming = None;
         debug_assert_eq!(replica.log_from, log_from_before);
-        if replica.is_installing() {
+        if !replica.is_installing() {
+            self.replicas
+                .extend(aside.into_iter().map(|replica| (replica.shard.id, replica)));
+        } else {
+            for dead in aside {
+                self.forget(dead, "a snapshot of the shard that took over its keys", effects);
+            }
+            self.absorbed_metas.retain(|(_, meta)| !dead.contains(&meta.shard.id));
+            self.installs.insert(raft.shard, dead);
+            let Some(replica) = self.replicas.get_mut(&raft.shard) else {
+                return;
+            };
             if self.by_start.get(&start) == Some(&raft.shard) {
                 self.by_start.remove(&start);
             }
@@ -1054,6 +1189,11 @@ impl Node {
         }
         for shard in &report.news {
             self.map.learn_shard(shard);
+        }
+        let heard = self.frozen_heard.entry(from).or_default();
+        if *heard != report.frozen {
+            heard.clone_from(&report.frozen);
+            self.unpark = true;
         }
         if !self.leads_directory() {
             return;
@@ -1184,7 +1324,22 @@ impl Node {
         &mut self,
         replica: &mut Replica,
         seq: LogSeq,
+        batch: &mut LogBatch,
+        state: &mut dyn State,
+        effects: &mut Effects,
+    ) -> Result<(), StateError> {
+        let mut write = None;
+        let result = self.settle_rounds(replica, seq, &mut write, batch, state, effects);
+        batch.shards.extend(write);
+        result
+    }
+
+    fn settle_rounds(
+        &mut self,
+        replica: &mut Replica,
+        seq: LogSeq,
         write: &mut Option<ShardWrite>,
+        batch: &mut LogBatch,
         state: &mut dyn State,
         effects: &mut Effects,
     ) -> Result<(), StateError> {
@@ -1192,14 +1347,17 @@ impl Node {
         for round in 0.. {
             let mut failed = Vec::new();
             replica.propose_queued(now, self.clock.wall_ms, &mut failed);
-            for waiting in failed {
+            for (waiting, error) in failed {
                 let hint = self.hint_of(replica);
-                self.reply(waiting, Response::Error(replica::not_leader()), hint, None, effects);
+                self.reply(waiting, Response::Error(error), hint, None, effects);
             }
             let committed = replica.collect(seq, write, effects);
             let applied = !committed.is_empty();
             for entry in committed {
-                self.apply(replica, &entry, state, effects)?;
+                self.apply(replica, &entry, seq, batch, state, effects)?;
+                if replica.stalled || self.condemned.contains_key(&replica.shard.id) {
+                    break;
+                }
                 if self.config.planted == PlantedBug::ApplyTwice && entry.index % 13 == 0 {
                     self.apply_again(replica, &entry, state)?;
                 }
@@ -1261,16 +1419,12 @@ impl Node {
         &mut self,
         replica: &mut Replica,
         entry: &Committed,
+        seq: LogSeq,
+        batch: &mut LogBatch,
         state: &mut dyn State,
         effects: &mut Effects,
     ) -> Result<(), StateError> {
         let shard = replica.shard.id;
-        if entry.is_config {
-            return Err(StateError::Io(format!(
-                "entry {} changes members, which this version does not do",
-                entry.index
-            )));
-        }
         let (ours, lost) = replica.take_proposed(entry.index, entry.term);
         for waiting in lost {
             let hint = self.hint_of(replica);
@@ -1287,8 +1441,23 @@ impl Node {
             };
             let mut waiters = ours.unwrap_or_default().into_iter();
             for command in &payload.commands {
-                let (response, hint) = self.apply_command(replica, command, context, state, effects)?;
-                if let Some(waiting) = waiters.next() {
+                let waiting = waiters.next();
+                let applied = match (command, &entry.config) {
+                    (Command::ChangeReplicas { .. } | Command::LeaveJoint, _) => {
+                        self.apply_change(replica, entry, command, waiting, effects);
+                        continue;
+                    }
+                    (Command::Merge { left_epoch, right, .. }, _) => {
+                        let merged = self.apply_merge(replica, *left_epoch, right, seq, batch, state, effects)?;
+                        if replica.stalled {
+                            return Ok(());
+                        }
+                        (merged, None)
+                    }
+                    _ => self.apply_command(replica, entry, command, context, state, effects)?,
+                };
+                if let Some(waiting) = waiting {
+                    let (response, hint) = applied;
                     self.reply(waiting, response, hint, None, effects);
                 }
             }
@@ -1320,6 +1489,7 @@ impl Node {
     fn apply_command(
         &mut self,
         replica: &mut Replica,
+        entry: &Committed,
         command: &Command,
         context: Context,
         state: &mut dyn State,
@@ -1328,7 +1498,10 @@ impl Node {
         let response = match command {
             Command::Write(write) => {
                 let position = Position::new(&write.service, &write.key);
-                if !replica.shard.range.contains(&position) {
+                if replica.shard.frozen.is_some() {
+                    return Ok((Response::Error(merge::frozen(&replica.shard)), None));
+                }
+                if !replica.shard.range.contains(&position) && !self.lingers(replica.shard.id, &position) {
                     let text = format!("{} no longer holds {position}; nothing was changed", replica.shard.id);
                     let hint = self.hint_for(&position);
                     return Ok((Response::Error(WireError::new(Code::StaleRoute, text)), hint));
@@ -1339,6 +1512,17 @@ impl Node {
                 outcome.map_or_else(Response::Error, Response::Written)
             }
             Command::Split { epoch, at, child, .. } => self.apply_split(replica, *epoch, at, *child, effects),
+            Command::Freeze {
+                epoch,
+                into,
+                left_epoch,
+                ..
+            } => self.apply_freeze(replica, entry, *epoch, *into, *left_epoch, effects),
+            Command::Thaw { proof, .. } => self.apply_thaw(replica, proof, effects),
+            Command::BumpEpoch { epoch, .. } => self.apply_bump(replica, *epoch),
+            Command::ChangeReplicas { .. } | Command::LeaveJoint | Command::Merge { .. } => {
+                return Err(StateError::Io("applied elsewhere".to_owned()));
+            }
             Command::Directory(command) => {
                 let Some(directory) = self.directory.as_mut() else {
                     return Err(StateError::Io("a directory command outside the directory".to_owned()));
@@ -1370,15 +1554,21 @@ impl Node {
         if replica.shard.epoch != epoch {
             return Response::Error(stale_epoch(&replica.shard, epoch));
         }
+        if let Some(error) = busy(&replica.shard) {
+            return Response::Error(error);
+        }
         let Some((left, right)) = replica.shard.range.split(at) else {
             return Response::Error(bad_split(&replica.shard, at));
         };
+        self.let_linger(replica.shard.id, &right);
         let epoch = Epoch(replica.shard.epoch.0 + 1);
         let right = ShardDescriptor {
             id: child,
             range: right,
             epoch,
             replicas: replica.shard.replicas.clone(),
+            frozen: None,
+            absorbed: Vec::new(),
         };
         replica.shard.range = left;
         replica.shard.epoch = epoch;
@@ -1395,6 +1585,7 @@ impl Node {
             (Some(known), _) if born => {
                 self.replicas.insert(child, known);
             }
+            (_, Some(id)) if self.floors.get(&child).is_some_and(|&floor| floor >= id) => {}
             (known, Some(id)) => {
                 let mut orphan = self.orphans.remove(&child).unwrap_or_default();
                 if let Some(known) = known {
@@ -1468,7 +1659,14 @@ impl Node {
         self.log_bytes = 0;
         let mut replicas = Vec::new();
         let mut again = Vec::new();
-        for replica in self.replicas.values_mut().filter(|replica| !replica.is_installing()) {
+        for (absorber, _) in &self.absorbed_metas {
+            if let Some(replica) = self.replicas.get_mut(absorber) {
+                replica.dirty = true;
+            }
+        }
+        let condemned = &self.condemned;
+        let able = |replica: &&mut Replica| !replica.is_installing() && !condemned.contains_key(&replica.shard.id);
+        for replica in self.replicas.values_mut().filter(able) {
             if replica.dirty {
                 replica.dirty = false;
                 replicas.push(replica.meta());
@@ -1487,6 +1685,14 @@ impl Node {
                 batch: LogBatch { shards: again },
             });
         }
+        // An absorbed copy's end is one transaction with its absorber's beginning.
+        let saved: BTreeSet<ShardId> = replicas.iter().map(|meta: &ReplicaMeta| meta.shard.id).collect();
+        let (with, rest) = std::mem::take(&mut self.absorbed_metas)
+            .into_iter()
+            .partition(|(absorber, _)| saved.contains(absorber));
+        self.absorbed_metas = rest;
+        let with: Vec<(ShardId, ReplicaMeta)> = with;
+        replicas.extend(with.into_iter().map(|(_, meta)| meta));
         if !replicas.is_empty() {
             self.checkpoint_running = true;
             self.checkpointing = replicas.iter().map(|meta| meta.shard.id).collect();
@@ -1593,13 +1799,29 @@ pub(super) fn outcome_unknown(id: RequestId) -> Response {
     Response::Error(WireError::new(Code::OutcomeUnknown, text))
 }
 
+/// Why a shard can't be reshaped right now.
+pub(super) fn busy(shard: &ShardDescriptor) -> Option<WireError> {
+    if shard.frozen.is_some() {
+        Some(merge::frozen(shard))
+    } else if shard.is_joint() {
+        Some(replica::change_pending(shard.id))
+    } else {
+        None
+    }
+}
+
 /// The refusal of a split that was planned for another epoch.
 pub(super) fn stale_epoch(shard: &ShardDescriptor, planned: Epoch) -> WireError {
     let text = format!(
-        "{} is at epoch {}, the split was planned for {planned}; nothing was changed",
+        "{} is at epoch {}, this was planned for {planned}; nothing was changed",
         shard.id, shard.epoch
     );
     WireError::new(Code::StaleEpoch, text)
+}
+
+/// The refusal of a merge, or of taking it back.
+pub(super) fn bad_merge(why: String) -> WireError {
+    WireError::new(Code::BadMerge, format!("{why}; nothing was changed"))
 }
 
 /// The refusal of a split at a place that leaves one half empty.

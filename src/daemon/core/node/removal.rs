@@ -1,0 +1,169 @@
+//! Destroying copies: only with a proof that they are not needed, and never while another copy's birth depends on
+//! their log.
+//!
+//! A copy is not needed when it has applied its own removal; when a committed descriptor of its shard at a higher epoch
+//! does not name it; when its shard was absorbed. A node hears of descriptors by the directory's map, which every
+//! report that is out of date is answered with.
+use super::{Node, merge};
+use crate::daemon::core::effect::{Effect, Effects};
+use crate::daemon::core::event::Event;
+use crate::daemon::core::node::PlantedBug;
+use crate::daemon::core::replica::{self, Replica};
+use crate::daemon::core::state::{Install, LogSeq, ReplicaMeta};
+use crate::protocol::id::{Epoch, ShardId};
+use crate::protocol::request::Response;
+use crate::protocol::shard_map::ShardDescriptor;
+
+impl Node {
+    /// Looks for copies that the map proves not to be needed.
+    pub(super) fn find_condemned(&mut self, effects: &mut Effects) {
+        let mut found = Vec::new();
+        for (&shard, replica) in &self.replicas {
+            if self.condemned.contains_key(&shard) {
+                continue;
+            }
+            if let Some(why) = self.proof_against(replica) {
+                found.push((shard, why));
+            }
+        }
+        for (shard, why) in found {
+            self.condemned.insert(shard, why);
+        }
+        self.bury_condemned(effects);
+    }
+
+    fn proof_against(&self, replica: &Replica) -> Option<&'static str> {
+        let planted = self.config.planted == PlantedBug::DestroysUnheard;
+        if planted && replica.is_initialized() && replica.leader().is_none() {
+            return Some("nobody is heard from");
+        }
+        let shard = &replica.shard;
+        let since = if replica.is_initialized() {
+            shard.epoch
+        } else {
+            replica.made_at
+        };
+        if since == Epoch(0) {
+            return None;
+        }
+        if let Some(known) = self.map.shard(shard.id) {
+            let removed = known.epoch > since && known.replica(replica.id).is_none();
+            return removed.then_some("a newer descriptor does not name it");
+        }
+        if !replica.is_initialized() {
+            let gone = self.map.absorber(shard.id).is_some();
+            return gone.then_some("its shard was absorbed");
+        }
+        let holder = self.map.find(&shard.range.start)?;
+        let is_here = |id: ShardId| self.replicas.get(&id).is_some_and(Replica::is_initialized);
+        // A copy of the absorber on this node takes the rows over when its log or a snapshot says so.
+        let taken = holder.has_taken(shard) && !is_here(holder.id) && !self.may_be_absorbed(shard);
+        taken.then_some("its shard was absorbed")
+    }
+
+    /// Whether a copy on this node may still have to take over this one's rows: its left neighbour, unless that one is
+    /// past the epoch for which the merge was planned.
+    fn may_be_absorbed(&self, shard: &ShardDescriptor) -> bool {
+        self.replicas
+            .values()
+            .filter(|other| other.is_initialized())
+            .any(|left| {
+                let is_past = shard
+                    .frozen
+                    .is_some_and(|frozen| frozen.into == left.shard.id && left.shard.epoch > frozen.left_epoch);
+                left.shard.range.end == shard.range.start && !is_past
+            })
+    }
+
+    /// Destroys condemned copies where nothing stands in the way.
+    pub(super) fn bury_condemned(&mut self, effects: &mut Effects) {
+        if self.condemned.is_empty() {
+            return;
+        }
+        if !self.unsaved_births.is_empty() {
+            // Their parent's log may be one that goes.
+            self.checkpoint_soon = true;
+            return;
+        }
+        for (shard, why) in self.condemned.clone() {
+            if self.replicas.get(&shard).is_some_and(Replica::is_installing) {
+                continue;
+            }
+            self.condemned.remove(&shard);
+            let Some(replica) = self.replicas.remove(&shard) else {
+                continue;
+            };
+            let (mine, rest) = std::mem::take(&mut self.absorbed_metas)
+                .into_iter()
+                .partition(|(absorber, _)| *absorber == shard);
+            self.absorbed_metas = rest;
+            let also: Vec<(ShardId, ReplicaMeta)> = mine;
+            let also: Vec<ReplicaMeta> = also.into_iter().map(|(_, meta)| meta).collect();
+            let mut dead: Vec<ShardId> = also.iter().map(|meta| meta.shard.id).collect();
+            dead.push(shard);
+            self.installs.insert(shard, dead);
+            let range = replica.shard.range.clone();
+            effects.push(Effect::Install(Box::new(Install {
+                meta: self.destroyed_meta(&replica),
+                also,
+                clear: if replica.is_initialized() {
+                    vec![range]
+                } else {
+                    Vec::new()
+                },
+                rows: Vec::new(),
+            })));
+            self.forget(replica, why, effects);
+        }
+    }
+
+    /// What is kept of a copy that is destroyed: its id, so that it never comes back.
+    pub(super) fn destroyed_meta(&self, replica: &Replica) -> ReplicaMeta {
+        ReplicaMeta {
+            replica: replica.id,
+            log_from: LogSeq(self.next_seq.0 - 1),
+            destroyed: true,
+            ..replica::empty_meta(replica.shard.id)
+        }
+    }
+
+    /// A copy that is out of `replicas` already: the rest of the node lets go of it.
+    pub(super) fn forget(&mut self, mut replica: Replica, why: &'static str, effects: &mut Effects) {
+        let shard = replica.shard.id;
+        let start = &replica.shard.range.start;
+        if self.by_start.get(start) == Some(&shard) {
+            self.by_start.remove(start);
+        }
+        self.floors.insert(shard, replica.id);
+        self.burying.insert(shard);
+        self.orphans.remove(&shard);
+        self.condemned.remove(&shard);
+        self.unknown_since.remove(&shard);
+        let is_absorbed = replica.shard.frozen.is_some() && why == merge::ABSORBED;
+        let (harmless, unknown) = replica.take_waiting();
+        let hint = self.hint_for(&replica.shard.range.start);
+        for waiting in harmless {
+            self.reply(
+                waiting,
+                Response::Error(replica::not_leader()),
+                hint.clone(),
+                None,
+                effects,
+            );
+        }
+        for waiting in unknown {
+            // Behind a freeze no entry takes effect.
+            let response = if is_absorbed {
+                Response::Error(replica::not_leader())
+            } else {
+                super::outcome_unknown(waiting.id)
+            };
+            self.reply(waiting, response, hint.clone(), None, effects);
+        }
+        effects.push(Effect::Event(Event::Destroyed {
+            shard,
+            replica: replica.id,
+            why,
+        }));
+    }
+}
