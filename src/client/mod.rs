@@ -468,6 +468,7 @@ impl Client {
                     membership: Membership::Active,
                     store_id: 0,
                     version: up.software.clone(),
+                    overlay: Default::default(),
                 };
                 (up.node, info)
             })
@@ -1125,7 +1126,16 @@ fn goal(request: &Request) -> Goal {
         | Request::ThawShard { shard, .. }
         | Request::BumpEpoch { shard, .. }
         | Request::MergeShards { left: shard, .. } => Goal::Shard(*shard),
-        Request::AllocateIds { .. } | Request::RegisterNode { .. } => Goal::Shard(DIRECTORY_SHARD),
+        Request::AllocateIds { .. }
+        | Request::RegisterNode { .. }
+        | Request::StartOp { .. }
+        | Request::ListOps { .. }
+        | Request::ControlOp { .. }
+        | Request::ChangeNode { .. }
+        | Request::MayStop { .. }
+        | Request::ShowSettings
+        | Request::SetSettings { .. }
+        | Request::SetService { .. } => Goal::Shard(DIRECTORY_SHARD),
         Request::Map | Request::Status | Request::CreateToken { .. } | Request::Join { .. } => Goal::Any,
     }
 }

@@ -360,6 +360,7 @@ fn founders(r: &Resolver, raw: Vec<RawNode>) -> Result<Vec<NodeInfo>, ConfigErro
             membership: Membership::Active,
             store_id: 0,
             version: String::new(),
+            overlay: Default::default(),
         };
         r.label(&key("name"), &info.name)?;
         r.label(&key("zone"), &info.zone)?;

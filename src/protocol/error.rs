@@ -3,6 +3,8 @@ use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
+use super::op::OpBlocker;
+
 /// What the receiver of an error can do.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
@@ -142,6 +144,21 @@ codes! {
     /// Token refused.
     BadToken = 1505, Refused, "the join token is not valid",
         "The token is misspelt, expired, or made by another cluster. Make a new one: `isxctl token create`.";
+    /// Another operation is in the way.
+    OpConflict = 1509, Refused, "another operation is in the way",
+        "Two operations would pull at the same node or shard. Nothing was changed. `isxctl op show` tells about the other one; wait for it, or cancel it.";
+    /// Unknown operation.
+    NoSuchOp = 1510, Refused, "there is no such operation",
+        "The directory does not know the operation: `isxctl op list --all` lists those it remembers. Nothing was changed.";
+    /// The operation has ended.
+    OpIsOver = 1511, Refused, "the operation has ended already",
+        "An operation that is done, failed or cancelled can't be changed any more. Nothing was changed. `isxctl op undo` starts the inverse of one that has an inverse.";
+    /// A safety check refused the operation.
+    UnsafeOp = 1512, Refused, "a safety check refused the operation",
+        "The change would leave shards without enough copies, zones or disk space. Nothing was changed. Each blocker is named with its object and the command that removes it.";
+    /// Unknown node.
+    NoSuchNode = 1513, Refused, "there is no such node",
+        "The directory does not know the node: `isxctl node list` lists the members. Nothing was changed.";
     /// Disk nearly full.
     DiskFull = 1601, Refused, "the node's disk is nearly full",
         "Free space on a replica's disk fell below its reserve: reads and deletes go on, other writes are refused until there is room. It clears by itself.";
@@ -171,6 +188,8 @@ pub struct WireError {
     pub version: Option<u64>,
     /// When to try again. Unit: ms. 0 where that is not the question.
     pub retry_after_ms: u32,
+    /// What a safety check found in the way.
+    pub blockers: Vec<OpBlocker>,
 }
 
 impl WireError {
@@ -181,6 +200,7 @@ impl WireError {
             text: text.into(),
             version: None,
             retry_after_ms: 0,
+            blockers: Vec::new(),
         }
     }
 

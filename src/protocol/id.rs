@@ -58,6 +58,11 @@ numbered!(
     Epoch, "e", "an epoch such as `e12`"
 );
 
+numbered!(
+    /// A long operation on the cluster, kept by the directory.
+    OpId, "op-", "an operation's id such as `op-1007`"
+);
+
 /// The shard that holds the directory.
 pub const DIRECTORY_SHARD: ShardId = ShardId(0);
 

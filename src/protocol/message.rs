@@ -64,8 +64,36 @@ pub struct Report {
     pub leads: Vec<(ShardId, u64)>,
     /// Descriptors of shards it leads that are newer than its map's, which the directory should learn.
     pub news: Vec<ShardDescriptor>,
+    /// How much there is of what it leads; only to the node that leads the directory.
+    pub load: Option<Load>,
     /// Shards whose freeze its copy has applied, and the epoch since which they are frozen.
     pub frozen: Vec<(ShardId, Epoch)>,
+}
+
+/// How much a node holds and serves.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Load {
+    /// Size of the disk its store is on; 0 where that is not known. Unit: bytes.
+    pub disk_total: u64,
+    /// Free there. Unit: bytes.
+    pub disk_free: u64,
+    /// The shards that it leads.
+    pub shards: Vec<ShardLoad>,
+}
+
+/// How much there is of one shard, as its leader sees it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ShardLoad {
+    /// The shard.
+    pub shard: ShardId,
+    /// Size of one copy. Unit: bytes.
+    pub bytes: u64,
+    /// Entities in it.
+    pub entities: u64,
+    /// Requests per second, over the last seconds.
+    pub requests_per_s: u64,
+    /// Copies that could not take part in a majority at once.
+    pub behind: Vec<ReplicaId>,
 }
 
 /// A message of the Raft crate with the names of both ends.

@@ -10,5 +10,6 @@ pub mod id;
 pub mod json;
 pub mod key;
 pub mod message;
+pub mod op;
 pub mod request;
 pub mod shard_map;

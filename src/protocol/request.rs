@@ -3,9 +3,10 @@ use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 
 use super::error::WireError;
-use super::id::{ClusterId, Epoch, NodeId, ReplicaId, RequestId, ShardId};
+use super::id::{ClusterId, Epoch, NodeId, OpId, ReplicaId, RequestId, ShardId};
 use super::key::Position;
-use super::shard_map::{MapView, NodeInfo, ReplicaDescriptor, ShardDescriptor};
+use super::op::{Goal, NodeChange, Op, OpAction, OpView, Pace, Settings};
+use super::shard_map::{MapView, NodeInfo, ReplicaDescriptor, ShardDescriptor, ShardSizes};
 
 /// Largest document. Unit: bytes.
 pub const DOCUMENT_BYTES_MAX: usize = 1 << 20;
@@ -163,6 +164,68 @@ pub enum Request {
         /// Makes a repeat harmless.
         id: RequestId,
     },
+    /// Begin a long operation, or attach to the one with the same goal. Answered with `Response::Op`.
+    StartOp {
+        /// What it is to reach.
+        goal: Goal,
+        /// How fast; the cluster's setting where absent.
+        pace: Option<Pace>,
+        /// Why, for those who ask later.
+        because: String,
+        /// Check and show, change nothing; answered with `Response::Ops`.
+        dry_run: bool,
+        /// Makes a repeat harmless.
+        id: RequestId,
+    },
+    /// Operations: those under way, or all that are remembered.
+    ListOps {
+        /// Those that are over too.
+        all: bool,
+    },
+    /// Pause, resume, cancel an operation, or change its pace.
+    ControlOp {
+        /// Which.
+        op: OpId,
+        /// What to do.
+        action: OpAction,
+        /// Makes a repeat harmless.
+        id: RequestId,
+    },
+    /// What the operator wants of a node.
+    ChangeNode {
+        /// Which.
+        node: NodeId,
+        /// What.
+        change: NodeChange,
+        /// Makes a repeat harmless.
+        id: RequestId,
+    },
+    /// Whether these nodes may be stopped at once without refusing writes. Answered with `Response::Asked` or the
+    /// blockers.
+    MayStop {
+        /// Which.
+        nodes: Vec<NodeId>,
+    },
+    /// The cluster's settings.
+    ShowSettings,
+    /// New settings, in effect at once.
+    SetSettings {
+        /// All of them.
+        settings: Settings,
+        /// Makes a repeat harmless.
+        id: RequestId,
+    },
+    /// How a service's shards are cut and copied.
+    SetService {
+        /// The service.
+        name: String,
+        /// Copies wanted of each shard.
+        replicas: u32,
+        /// When shards are split and merged.
+        sizes: ShardSizes,
+        /// Makes a repeat harmless.
+        id: RequestId,
+    },
     /// Make a token with which a host may join.
     CreateToken {
         /// How long it is valid. Unit: s.
@@ -301,6 +364,12 @@ pub enum Response {
         /// Secret; whoever shows it may join.
         token: String,
     },
+    /// To `StartOp` and `ControlOp`.
+    Op(Box<Op>),
+    /// To `ListOps`, and to a dry run.
+    Ops(Vec<OpView>),
+    /// To `ShowSettings`.
+    Settings(Settings),
     /// To `Join`.
     Joined(Box<Joined>),
     /// To `RegisterNode`.

@@ -6,6 +6,7 @@ use serde::{Deserialize, Serialize};
 
 use super::id::{Epoch, NodeId, ReplicaId, ShardId};
 use super::key::{KeyRange, Position};
+use super::op::Overlay;
 
 /// What a replica counts for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
@@ -143,6 +144,8 @@ pub struct NodeInfo {
     pub store_id: u128,
     /// Version of its software, as it said when it registered.
     pub version: String,
+    /// What the operator wants of it.
+    pub overlay: Overlay,
 }
 
 /// A kind of entity with its own key space.
@@ -154,6 +157,32 @@ pub struct ServiceInfo {
     pub replicas: u32,
     /// Shards it began with.
     pub presplit: u32,
+    /// How its shards are cut.
+    pub sizes: ShardSizes,
+}
+
+/// When a service's shards are split and merged without being asked.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ShardSizes {
+    /// A larger shard is cut. Unit: bytes.
+    pub split_bytes: u64,
+    /// A busier shard is cut. Unit: requests per second; 0: never.
+    pub split_load: u64,
+    /// Two neighbours that are smaller together become one, at most half of `split_bytes`. Unit: bytes; 0: never.
+    pub merge_bytes: u64,
+    /// Never fewer shards than this.
+    pub min_shards: u32,
+}
+
+impl Default for ShardSizes {
+    fn default() -> Self {
+        Self {
+            split_bytes: 512 << 20,
+            split_load: 20_000,
+            merge_bytes: 0,
+            min_shards: 1,
+        }
+    }
 }
 
 /// A cache of ranges, members and addresses; every node and client has one, and learns by being corrected.

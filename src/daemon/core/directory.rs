@@ -5,13 +5,15 @@
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 
+use super::ledger::{Ledger, LedgerCommand, LedgerOutcome};
 use super::state::{State, StateError};
 use crate::protocol::codec;
 use crate::protocol::error::{Code, WireError};
-use crate::protocol::id::{Epoch, NodeId, ShardId};
+use crate::protocol::id::{Epoch, NodeId, OpId, ShardId};
 use crate::protocol::key::{KeyRange, Position, RowKind, row_key};
+use crate::protocol::op::{Goal, Intent, NodeChange, OpState};
 use crate::protocol::request::Response;
-use crate::protocol::shard_map::{MapView, Membership, NodeInfo, ServiceInfo, ShardDescriptor, ShardMap};
+use crate::protocol::shard_map::{MapView, Membership, NodeInfo, ServiceInfo, ShardDescriptor, ShardMap, ShardSizes};
 
 /// First id that the directory gives out; below lie the founders' shards.
 pub const FIRST_ALLOCATED_ID: u64 = 1_000;
@@ -37,6 +39,35 @@ pub enum DirectoryCommand {
     Register(NodeInfo),
     /// Shards whose leaders report a newer epoch.
     LearnShards(Vec<ShardDescriptor>),
+    /// Operations, tasks, settings.
+    Ledger(LedgerCommand),
+    /// What an operator, or an operation, wants of a node.
+    ChangeNode {
+        /// The node.
+        node: NodeId,
+        /// What.
+        change: NodeChange,
+        /// Wall clock. Unit: ms since 1970.
+        wall_ms: u64,
+    },
+    /// A node that holds nothing any more is no member.
+    Dismiss {
+        /// The node.
+        node: NodeId,
+        /// The operation that emptied it, which ends with this.
+        op: OpId,
+        /// Wall clock. Unit: ms since 1970.
+        wall_ms: u64,
+    },
+    /// How a service's shards are cut and copied.
+    SetService {
+        /// The service.
+        name: String,
+        /// Copies wanted of each shard.
+        replicas: u32,
+        /// When shards are split and merged.
+        sizes: ShardSizes,
+    },
 }
 
 /// The directory in memory: what its rows say, on every replica of `s-0`.
@@ -44,6 +75,8 @@ pub enum DirectoryCommand {
 pub struct Directory {
     /// Nodes, services, shards; `map.version` counts changes.
     pub map: ShardMap,
+    /// Operations, tasks, settings.
+    pub ledger: Ledger,
     next_id: u64,
 }
 
@@ -67,6 +100,7 @@ impl Directory {
         let mut view = MapView::default();
         let mut next_id = FIRST_ALLOCATED_ID;
         let mut bad = None;
+        let mut ledger = Ledger::default();
         let range = range();
         state.scan(&range.start.0, &range.end.0, &mut |key, value| {
             let read = match key.get(1) {
@@ -77,7 +111,8 @@ impl Directory {
                 Some(b'n') => codec::decode(value).map(|node| view.nodes.push(node)),
                 Some(b's') => codec::decode(value).map(|shard| view.shards.push(shard)),
                 Some(b'v') => codec::decode(value).map(|service| view.services.push(service)),
-                _ => Ok(()),
+                Some(&table) => ledger.load(table, value).map(drop),
+                None => Ok(()),
             };
             match read {
                 Ok(()) => std::ops::ControlFlow::Continue(()),
@@ -92,7 +127,7 @@ impl Directory {
         }
         let mut map = ShardMap::default();
         map.learn(&view);
-        Ok(Self { map, next_id })
+        Ok(Self { map, ledger, next_id })
     }
 
     /// Does the change; the same on every replica.
@@ -126,6 +161,20 @@ impl Directory {
                 Response::Ids { first }
             }
             DirectoryCommand::Register(node) => self.register(node, state),
+            DirectoryCommand::Ledger(command) => self.change_ledger(command, state),
+            DirectoryCommand::ChangeNode { node, change, wall_ms } => self.change_node(*node, change, *wall_ms, state),
+            DirectoryCommand::Dismiss { node, op, wall_ms } => self.dismiss(*node, *op, *wall_ms, state),
+            DirectoryCommand::SetService { name, replicas, sizes } => {
+                let Some(service) = self.map.services.get_mut(name) else {
+                    let text = format!("there is no service `{name}`; nothing was changed");
+                    return Response::Error(WireError::new(Code::NoService, text));
+                };
+                (service.replicas, service.sizes) = (*replicas, *sizes);
+                let service = service.clone();
+                put(state, b'v', name.as_bytes(), &service);
+                self.changed(state);
+                Response::Asked
+            }
             DirectoryCommand::LearnShards(shards) => {
                 if self.learn_shards(shards, state) {
                     self.changed(state);
@@ -183,6 +232,175 @@ impl Directory {
         Response::Registered(node)
     }
 
+    fn change_ledger(&mut self, command: &LedgerCommand, state: &mut dyn State) -> Response {
+        // What an operation means for the node it empties goes into the same entry.
+        if let LedgerCommand::Start(op) = command {
+            if let Some(error) = self.unknown_node(&op.goal) {
+                return Response::Error(error);
+            }
+        }
+        let before = self.next_id;
+        let outcome = self.ledger.apply(command, &mut self.next_id, state);
+        if self.next_id != before {
+            self.save_counters(state);
+        }
+        match outcome {
+            LedgerOutcome::Op(op) => {
+                if !op.state.is_over() {
+                    self.mark(&op.goal, state);
+                } else if op.state == OpState::Cancelled {
+                    self.unmark(&op.goal, state);
+                }
+                Response::Op(op)
+            }
+            LedgerOutcome::Done => Response::Asked,
+            LedgerOutcome::Refused(error) => Response::Error(error),
+        }
+    }
+
+    fn unknown_node(&self, goal: &Goal) -> Option<WireError> {
+        let mut named: Vec<NodeId> = goal.node().into_iter().collect();
+        if let Goal::Replace { new: node, .. } | Goal::Move { to: node, .. } | Goal::AddReplica { to: node, .. } = goal {
+            named.push(*node);
+        }
+        let unknown = named.into_iter().find(|node| {
+            self.map
+                .nodes
+                .get(node)
+                .is_none_or(|known| known.membership == Membership::Gone)
+        })?;
+        let text = format!("{unknown} is no member of this cluster; nothing was changed");
+        Some(WireError::new(Code::NoSuchNode, text))
+    }
+
+    /// Notes at the node what an operation wants of it.
+    fn mark(&mut self, goal: &Goal, state: &mut dyn State) {
+        let (node, intent, leaving) = match *goal {
+            Goal::Drain { node, everything: false } => (node, Intent::DrainLeaders, false),
+            Goal::Drain { node, everything: true } => (node, Intent::DrainAll, false),
+            Goal::Leave { node } | Goal::Replace { old: node, .. } => (node, Intent::DrainAll, true),
+            _ => return,
+        };
+        let Some(mut info) = self.map.nodes.get(&node).cloned() else {
+            return;
+        };
+        info.overlay.intent = intent;
+        if leaving && info.membership != Membership::Gone {
+            info.membership = Membership::Leaving;
+        }
+        self.update_node(info, state);
+    }
+
+    /// Takes `mark` back.
+    fn unmark(&mut self, goal: &Goal, state: &mut dyn State) {
+        let (Goal::Drain { node, .. } | Goal::Leave { node } | Goal::Replace { old: node, .. }) = *goal else {
+            return;
+        };
+        let Some(mut info) = self.map.nodes.get(&node).cloned() else {
+            return;
+        };
+        info.overlay.intent = Intent::Stay;
+        if info.membership == Membership::Leaving {
+            info.membership = Membership::Active;
+        }
+        self.update_node(info, state);
+    }
+
+    fn update_node(&mut self, info: NodeInfo, state: &mut dyn State) {
+        if self.map.nodes.get(&info.id) != Some(&info) {
+            self.put_node(info, state);
+            self.changed(state);
+        }
+    }
+
+    fn change_node(&mut self, node: NodeId, change: &NodeChange, wall_ms: u64, state: &mut dyn State) -> Response {
+        let known = self.map.nodes.get(&node).cloned();
+        let Some(mut info) = known.filter(|known| known.membership != Membership::Gone) else {
+            let text = format!("{node} is no member of this cluster; nothing was changed");
+            return Response::Error(WireError::new(Code::NoSuchNode, text));
+        };
+        match change {
+            NodeChange::Undrain | NodeChange::Stay => {
+                let leaving = *change == NodeChange::Stay;
+                let mut ended = Vec::new();
+                for op in self.ledger.open() {
+                    let is_it = match op.goal {
+                        Goal::Drain { node: at, .. } => at == node && !leaving,
+                        Goal::Leave { node: at } | Goal::Replace { old: at, .. } => at == node && leaving,
+                        _ => false,
+                    };
+                    if is_it {
+                        ended.push(op.id);
+                    }
+                }
+                for op in ended {
+                    let result = if leaving { "the node stays" } else { "undrained" }.to_owned();
+                    let turn = LedgerCommand::Turn {
+                        op,
+                        state: OpState::Cancelled,
+                        result,
+                        wall_ms,
+                    };
+                    self.ledger.apply(&turn, &mut self.next_id, state);
+                }
+                if leaving == (info.membership == Membership::Leaving) {
+                    info.overlay.intent = Intent::Stay;
+                    if leaving {
+                        info.membership = Membership::Active;
+                    }
+                }
+            }
+            NodeChange::Label(labels) => {
+                for (name, value) in labels {
+                    match (name.as_str(), value) {
+                        ("zone", Some(zone)) => info.zone.clone_from(zone),
+                        (_, Some(value)) => {
+                            info.overlay.labels.insert(name.clone(), value.clone());
+                        }
+                        (_, None) => {
+                            info.overlay.labels.remove(name);
+                        }
+                    }
+                }
+                if info.overlay.labels.len() > LABELS_MAX {
+                    let text = format!("a node has at most {LABELS_MAX} labels; nothing was changed");
+                    return Response::Error(WireError::new(Code::BadRequest, text));
+                }
+            }
+            NodeChange::Maintenance(until_ms) => info.overlay.maintenance_until_ms = *until_ms,
+            NodeChange::Forget => {
+                if self.map.shards().any(|shard| shard.replica_on(node).is_some()) {
+                    let text = format!("{node} still holds copies of shards; nothing was changed");
+                    return Response::Error(WireError::new(Code::UnsafeOp, text));
+                }
+                info.membership = Membership::Gone;
+            }
+        }
+        self.update_node(info.clone(), state);
+        Response::Registered(info)
+    }
+
+    fn dismiss(&mut self, node: NodeId, op: OpId, wall_ms: u64, state: &mut dyn State) -> Response {
+        let holds = self.map.shards().find(|shard| shard.replica_on(node).is_some());
+        if let Some(shard) = holds {
+            let text = format!("{node} still holds a copy of {}; nothing was changed", shard.id);
+            return Response::Error(WireError::new(Code::UnsafeOp, text));
+        }
+        let is_open = self.ledger.ops.get(&op).is_some_and(|op| !op.state.is_over());
+        if let (true, Some(mut info)) = (is_open, self.map.nodes.get(&node).cloned()) {
+            info.membership = Membership::Gone;
+            self.update_node(info, state);
+            let turn = LedgerCommand::Turn {
+                op,
+                state: OpState::Done,
+                result: format!("{node} holds nothing and is no member any more"),
+                wall_ms,
+            };
+            self.ledger.apply(&turn, &mut self.next_id, state);
+        }
+        Response::Asked
+    }
+
     fn put_node(&mut self, node: NodeInfo, state: &mut dyn State) {
         put(state, b'n', &node.id.0.to_be_bytes(), &node);
         self.map.nodes.insert(node.id, node);
@@ -211,6 +429,10 @@ impl Directory {
 
     fn changed(&mut self, state: &mut dyn State) {
         self.map.version += 1;
+        self.save_counters(state);
+    }
+
+    fn save_counters(&self, state: &mut dyn State) {
         put(
             state,
             b'c',
@@ -223,11 +445,14 @@ impl Directory {
     }
 }
 
-fn put<T: Serialize>(state: &mut dyn State, table: u8, id: &[u8], value: &T) {
+/// More would be no labels.
+const LABELS_MAX: usize = 64;
+
+pub(super) fn put<T: Serialize>(state: &mut dyn State, table: u8, id: &[u8], value: &T) {
     state.put(row(table, id), Some(codec::encode(value)));
 }
 
-fn remove(state: &mut dyn State, table: u8, id: &[u8]) {
+pub(super) fn remove(state: &mut dyn State, table: u8, id: &[u8]) {
     state.put(row(table, id), None);
 }
 

@@ -74,6 +74,8 @@ pub enum Input {
     },
     /// Free space where the store lies, told every few seconds.
     DiskSpace {
+        /// Size of the disk. Unit: bytes.
+        total_bytes: u64,
         /// Unit: bytes.
         free_bytes: u64,
         /// The store's files. Unit: bytes.

@@ -3,13 +3,16 @@
 //! [`node::Node::step`] takes in what happened, [`node::Node::settle`] gives out what is to be done. No clock, thread,
 //! file, socket or unseeded chance in here; rows are read through [`state::State`].
 pub mod command;
+mod conductor;
 pub mod directory;
 pub mod effect;
 pub mod entity;
 pub mod event;
 pub mod input;
+pub mod ledger;
 pub mod limits;
 pub mod node;
+pub mod placement;
 pub mod replica;
 mod router;
 pub mod state;

@@ -72,6 +72,9 @@ impl Node {
         effects: &mut Effects,
     ) {
         match self.route(&request) {
+            Route::Here(_) if is_for_operator(&request) => {
+                self.operator_asked(waiting, &principal.name, request, effects);
+            }
             Route::Here(shard) => {
                 let refusal = self.must_wait(shard, &request);
                 match refusal {
@@ -444,7 +447,7 @@ impl Node {
                 );
                 None
             }
-            Request::Map | Request::Status | Request::CreateToken { .. } | Request::Join { .. } => {
+            _ => {
                 Some(WireError::new(Code::BadRequest, "not a request to a shard"))
             }
         };
@@ -704,6 +707,7 @@ fn allowed(principal: &Principal, request: &Request) -> Result<(), WireError> {
         Request::Get { .. } | Request::List { .. } | Request::ShowRequest { .. } | Request::Map | Request::Status => {
             Role::Viewer
         }
+        Request::ListOps { .. } | Request::ShowSettings | Request::MayStop { .. } => Role::Viewer,
         Request::Write(_) => Role::Writer,
         Request::AllocateIds { .. }
         | Request::SplitShard { .. }
@@ -714,6 +718,11 @@ fn allowed(principal: &Principal, request: &Request) -> Result<(), WireError> {
         | Request::ThawShard { .. }
         | Request::BumpEpoch { .. }
         | Request::CreateToken { .. }
+        | Request::StartOp { .. }
+        | Request::ControlOp { .. }
+        | Request::ChangeNode { .. }
+        | Request::SetSettings { .. }
+        | Request::SetService { .. }
         | Request::RegisterNode { .. } => Role::Admin,
     };
     if principal.role >= needs {
@@ -726,6 +735,21 @@ fn allowed(principal: &Principal, request: &Request) -> Result<(), WireError> {
     Err(WireError::new(Code::Forbidden, text))
 }
 
+/// Whether the directory's conductor answers it.
+fn is_for_operator(request: &Request) -> bool {
+    matches!(
+        request,
+        Request::StartOp { .. }
+            | Request::ListOps { .. }
+            | Request::ControlOp { .. }
+            | Request::ChangeNode { .. }
+            | Request::MayStop { .. }
+            | Request::ShowSettings
+            | Request::SetSettings { .. }
+            | Request::SetService { .. }
+    )
+}
+
 /// The id of a request that changes something.
 fn request_id(request: &Request) -> Option<RequestId> {
     match request {
@@ -736,6 +760,11 @@ fn request_id(request: &Request) -> Option<RequestId> {
         | Request::MergeShards { id, .. }
         | Request::ThawShard { id, .. }
         | Request::BumpEpoch { id, .. }
+        | Request::StartOp { id, dry_run: false, .. }
+        | Request::ControlOp { id, .. }
+        | Request::ChangeNode { id, .. }
+        | Request::SetSettings { id, .. }
+        | Request::SetService { id, .. }
         | Request::AllocateIds { id, .. }
         | Request::RegisterNode { id, .. } => Some(*id),
         _ => None,

@@ -64,6 +64,7 @@ impl Cluster {
                 membership: Membership::Active,
                 store_id: 0,
                 version: String::new(),
+                overlay: Default::default(),
             })
             .collect();
         let mut cluster = Self {

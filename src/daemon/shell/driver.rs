@@ -268,6 +268,7 @@ impl Driver {
         match rustix::fs::statvfs(&self.shared.data_dir) {
             Ok(stat) => {
                 let input = Input::DiskSpace {
+                    total_bytes: stat.f_blocks.saturating_mul(stat.f_frsize),
                     free_bytes: stat.f_bavail.saturating_mul(stat.f_frsize),
                     store_bytes: self.store.bytes(),
                 };

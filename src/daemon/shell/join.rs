@@ -89,6 +89,7 @@ impl Joins {
                     membership: Membership::Joining,
                     store_id: 0,
                     version: String::new(),
+                    overlay: Default::default(),
                 };
                 let principal = Principal {
                     name: "join".to_owned(),

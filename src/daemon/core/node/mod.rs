@@ -6,6 +6,7 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use raft::eraftpb::{Entry, HardState, MessageType};
 
+use super::conductor::Conductor;
 use super::command::{Command, Payload};
 use super::directory::{self, Directory, DirectoryCommand};
 use super::effect::{Effect, Effects};
@@ -23,7 +24,7 @@ use crate::protocol::id::{ClusterId, DIRECTORY_SHARD, Epoch, NodeId, ReplicaId, 
 use crate::protocol::key::{KeyRange, Position};
 use crate::protocol::message::{Message, RaftMessage, Report, Row, SnapshotManifest};
 use crate::protocol::request::{Response, RouteHint};
-use crate::protocol::shard_map::{NodeInfo, ReplicaDescriptor, ReplicaRole, ServiceInfo, ShardDescriptor, ShardMap};
+use crate::protocol::shard_map::{Membership, NodeInfo, ReplicaDescriptor, ReplicaRole, ServiceInfo, ShardDescriptor, ShardMap, ShardSizes};
 
 mod membership;
 pub(super) mod merge;
@@ -194,7 +195,12 @@ pub struct Node {
     unsaved_births: BTreeSet<ShardId>,
     log_bytes: usize,
     vote_from: Time,
+    pub(super) disk_total: u64,
     pub(super) disk_free: u64,
+    /// What this node does while it leads the directory.
+    pub(super) conductor: Conductor,
+    /// Leaderships that the conductor wants elsewhere.
+    pub(super) transfers: Vec<(ShardId, NodeId)>,
     pub(super) store_bytes: u64,
     pub(super) refusing: bool,
     stopping: Option<Time>,
@@ -265,7 +271,10 @@ impl Node {
             } else {
                 now + super::time::Span(TICK.0 * (ELECTION_TICKS as u64 + 1))
             },
+            disk_total: 0,
             disk_free: u64::MAX,
+            conductor: Conductor::default(),
+            transfers: Vec::new(),
             store_bytes: 0,
             refusing: false,
             stopping: None,
@@ -307,7 +316,10 @@ impl Node {
         }
         self.clock = clock;
         match input {
-            Input::Ticked => self.ticked(effects),
+            Input::Ticked => {
+                self.ticked(effects);
+                self.conduct(state, effects);
+            }
             Input::Received { from, messages } => {
                 self.heard_from(from, effects);
                 for message in messages {
@@ -371,9 +383,11 @@ impl Node {
             }
             Input::Connected { peer, up } => self.connection(peer, up, effects),
             Input::DiskSpace {
+                total_bytes,
                 free_bytes,
                 store_bytes,
             } => {
+                self.disk_total = total_bytes;
                 self.disk_free = free_bytes;
                 self.store_bytes = store_bytes;
                 // Hysteresis: writes come back with half as much again as the reserve.
@@ -558,6 +572,7 @@ impl Node {
                 name: service.name.clone(),
                 replicas: service.replicas,
                 presplit: service.cuts.len() as u32 + 1,
+                sizes: ShardSizes::default(),
             });
         }
         (services, shards)
@@ -915,11 +930,15 @@ impl Node {
             leads,
             news,
             frozen: self.frozen_here(),
+            load: None,
         };
+        let directory = self.replicas.get(&DIRECTORY_SHARD).and_then(Replica::leader);
+        let directory = directory.or_else(|| self.map.leader(DIRECTORY_SHARD).map(|(_, node)| node));
         for &node in self.map.nodes.keys().filter(|&&node| node != self.config.node) {
+            let load = (directory == Some(node)).then(|| self.own_load());
             effects.push(Effect::Send {
                 to: node,
-                message: Message::Report(report.clone()),
+                message: Message::Report(Report { load, ..report.clone() }),
             });
         }
     }
@@ -1195,6 +1214,9 @@ impl Node {
             heard.clone_from(&report.frozen);
             self.unpark = true;
         }
+        if let Some(load) = &report.load {
+            self.load_reported(from, load.clone());
+        }
         if !self.leads_directory() {
             return;
         }
@@ -1219,7 +1241,7 @@ impl Node {
                 || info.version != report.version
                 || matches!(
                     info.membership,
-                    crate::protocol::shard_map::Membership::Pending | crate::protocol::shard_map::Membership::Joining
+                    Membership::Pending | Membership::Joining
                 );
             if changed {
                 info.store_id = report.store_id;
@@ -1257,7 +1279,9 @@ impl Node {
             info.store_id = self.config.store_id;
             info.address.clone_from(&self.config.address);
             info.version.clone_from(&self.config.version);
-            info.membership = crate::protocol::shard_map::Membership::Active;
+            if matches!(info.membership, Membership::Pending | Membership::Joining) {
+                info.membership = Membership::Active;
+            }
             if info != *known {
                 self.propose_own(me.0, DirectoryCommand::Register(info));
             }
@@ -1275,7 +1299,7 @@ impl Node {
         }
     }
 
-    fn leads_directory(&self) -> bool {
+    pub(super) fn leads_directory(&self) -> bool {
         self.replicas.get(&DIRECTORY_SHARD).is_some_and(Replica::is_leader)
     }
 
@@ -1756,6 +1780,7 @@ impl Node {
                     message: Message::ForwardReply { id, response, hint },
                 });
             }
+            Waiter::Conductor { token } => self.conductor_answered(token, response),
             Waiter::Own => {}
         }
     }

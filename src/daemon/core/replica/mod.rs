@@ -27,7 +27,7 @@ use super::time::{Span, Time};
 use crate::protocol::error::{Code, WireError};
 use crate::protocol::id::{Epoch, NodeId, ReplicaId, RequestId};
 use crate::protocol::key::{KeyRange, Position};
-use crate::protocol::message::{Message, RaftMessage, Row, SnapshotHeader, SnapshotManifest};
+use crate::protocol::message::{Message, RaftMessage, Row, ShardLoad, SnapshotHeader, SnapshotManifest};
 use crate::protocol::request::Request;
 use crate::protocol::shard_map::{ReplicaDescriptor, ReplicaRole, ShardDescriptor};
 
@@ -54,6 +54,11 @@ pub enum Waiter {
         node: NodeId,
         /// Its name for the request.
         id: u64,
+    },
+    /// The directory leader's conductor, on this node.
+    Conductor {
+        /// Its name for the question.
+        token: u64,
     },
     /// Nobody: the node's own doing.
     Own,
@@ -328,6 +333,23 @@ impl Replica {
         let progress = self.raft.raft.prs();
         let of = |replica: &ReplicaDescriptor| Some((replica.node, progress.get(replica.id.0)?.matched));
         self.shard.replicas.iter().filter_map(of).collect()
+    }
+
+    /// How much there is of the shard; a leader knows who is behind.
+    pub fn load(&self, alive: &BTreeSet<NodeId>) -> ShardLoad {
+        let progress = self.raft.raft.prs();
+        let last = self.last_index();
+        let behind = self.shard.replicas.iter().filter(|replica| {
+            let matched = progress.get(replica.id.0).map_or(0, |progress| progress.matched);
+            replica.id != self.id && (!alive.contains(&replica.node) || matched + CAUGHT_UP_WITHIN < last)
+        });
+        ShardLoad {
+            shard: self.shard.id,
+            bytes: self.bytes,
+            entities: self.entities,
+            requests_per_s: self.requests_per_s,
+            behind: behind.map(|replica| replica.id).collect(),
+        }
     }
 
     /// Commands and reads that wait.

@@ -133,6 +133,7 @@ impl World {
         self.input(
             machine,
             Input::DiskSpace {
+                total_bytes: 100 << 30,
                 free_bytes,
                 store_bytes,
             },

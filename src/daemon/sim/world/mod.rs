@@ -362,6 +362,7 @@ impl World {
                 membership: Membership::Active,
                 store_id: 0,
                 version: String::new(),
+                overlay: Default::default(),
             })
             .collect();
         let services: Vec<ServiceConfig> = self
