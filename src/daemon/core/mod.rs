@@ -10,6 +10,7 @@ pub mod event;
 pub mod input;
 pub mod limits;
 pub mod node;
+pub mod placement;
 pub mod replica;
 mod router;
 pub mod state;
