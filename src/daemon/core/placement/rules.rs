@@ -1,0 +1,263 @@
+//! Rules: how many copies, over how many zones, led from where; and whether they hold, now and after a loss.
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+
+use super::check::{Quorum, majority};
+use super::view::{ClusterView, ShardView};
+
+/// What holds for the shards of a service, or for those within a prefix of its keys.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Rule {
+    /// Its name.
+    pub name: String,
+    /// The service; none: all of them.
+    pub service: Option<String>,
+    /// Only shards that hold no keys but those with this prefix.
+    pub prefix: Option<String>,
+    /// Copies wanted.
+    pub replicas: u32,
+    /// The copies are in at least this many zones. They are spread over more where there are more; this is the number
+    /// below which a drain is refused.
+    pub zones: u32,
+    /// Leaders are in this zone where a copy is there and well.
+    pub leader_zone: Option<String>,
+}
+
+impl Default for Rule {
+    fn default() -> Self {
+        Self {
+            name: "default".to_owned(),
+            service: None,
+            prefix: None,
+            replicas: 3,
+            zones: 1,
+            leader_zone: None,
+        }
+    }
+}
+
+impl Rule {
+    /// Service and prefix, as the operator reads it.
+    pub fn scope(&self) -> String {
+        match (&self.service, &self.prefix) {
+            (None, _) => "all".to_owned(),
+            (Some(service), None) => service.clone(),
+            (Some(service), Some(prefix)) => format!("{service}/{prefix}*"),
+        }
+    }
+
+    /// Whether it is about a shard of `service` that holds the keys from `start` to `end`, the last excluded.
+    pub fn covers(&self, service: &str, start: &str, end: Option<&str>) -> bool {
+        if self.service.as_deref().is_some_and(|mine| mine != service) {
+            return false;
+        }
+        let Some(prefix) = &self.prefix else { return true };
+        let ends_inside = || match (end, behind(prefix.as_bytes())) {
+            (Some(end), Some(behind)) => end.as_bytes() <= behind.as_slice(),
+            (_, behind) => behind.is_none(),
+        };
+        start.starts_with(prefix.as_str()) && ends_inside()
+    }
+}
+
+/// The most specific rule for a shard: a service before all, a longer prefix before a shorter one, the first of equals.
+pub fn effective(rules: &[Rule], service: &str, start: &str, end: Option<&str>) -> Option<u16> {
+    let weight = |rule: &Rule| (rule.service.is_some(), rule.prefix.as_ref().map_or(0, String::len));
+    let mut best: Option<usize> = None;
+    for (at, rule) in rules.iter().enumerate() {
+        if rule.covers(service, start, end) && best.is_none_or(|best| weight(rule) > weight(&rules[best])) {
+            best = Some(at);
+        }
+    }
+    best.and_then(|at| u16::try_from(at).ok())
+}
+
+/// The first key behind all keys with this prefix; none where there is no such key.
+fn behind(prefix: &[u8]) -> Option<Vec<u8>> {
+    let mut key = prefix.to_vec();
+    while let Some(last) = key.pop() {
+        if last < u8::MAX {
+            key.push(last + 1);
+            return Some(key);
+        }
+    }
+    None
+}
+
+/// Whether a rule holds, and if not, why.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Verdict {
+    /// It holds.
+    pub holds: bool,
+    /// `yes`, or `no:` and the reason.
+    pub text: String,
+}
+
+impl Verdict {
+    fn of(reasons: Vec<String>) -> Self {
+        if reasons.is_empty() {
+            return Self {
+                holds: true,
+                text: "yes".to_owned(),
+            };
+        }
+        Self {
+            holds: false,
+            text: format!("no: {}", reasons.join("; ")),
+        }
+    }
+}
+
+/// One rule against the cluster.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct RuleReport {
+    /// Name.
+    pub rule: String,
+    /// What it is about.
+    pub scope: String,
+    /// Shards under it.
+    pub shards: u64,
+    /// Every shard has its copies and zones.
+    pub now: Verdict,
+    /// Whichever node is lost: every shard goes on, and the rule can be met again by what is left.
+    pub after_node: Verdict,
+    /// The same for a zone.
+    pub after_zone: Verdict,
+}
+
+/// All rules against the cluster, in their order.
+pub fn check(view: &ClusterView) -> Vec<RuleReport> {
+    let rules: Vec<Rule> = if view.rules.is_empty() {
+        vec![Rule::default()]
+    } else {
+        view.rules.clone()
+    };
+    let mut tallies: Vec<Tally> = rules.iter().map(|_| Tally::default()).collect();
+    let last = tallies.len() - 1;
+    for shard in &view.shards {
+        let at = usize::from(shard.rule).min(last);
+        tallies[at].count(view, shard, &rules[at]);
+    }
+    let mut zones: BTreeMap<&str, usize> = BTreeMap::new();
+    for node in view.nodes.iter().filter(|node| node.is_target()) {
+        *zones.entry(node.zone.as_str()).or_default() += 1;
+    }
+    let nodes: usize = zones.values().sum();
+    let largest = zones.values().max().copied().unwrap_or(0);
+    // Losing a node costs a zone too where a zone has but one.
+    let lonely = usize::from(zones.values().any(|&count| count == 1));
+    let report = |(rule, tally): (&Rule, Tally)| RuleReport {
+        rule: rule.name.clone(),
+        scope: rule.scope(),
+        shards: tally.shards,
+        now: tally.now(),
+        after_node: tally.after(rule, tally.node_fatal, nodes.saturating_sub(1), zones.len() - lonely),
+        after_zone: tally.after(
+            rule,
+            tally.zone_fatal,
+            nodes.saturating_sub(largest),
+            zones.len().saturating_sub(1),
+        ),
+    };
+    rules.iter().zip(tallies).map(report).collect()
+}
+
+#[derive(Default)]
+struct Tally {
+    shards: u64,
+    too_few: u64,
+    too_near: u64,
+    without_quorum: u64,
+    node_fatal: u64,
+    zone_fatal: u64,
+}
+
+impl Tally {
+    fn count(&mut self, view: &ClusterView, shard: &ShardView, rule: &Rule) {
+        let quorum = Quorum::of(view, shard);
+        self.shards += 1;
+        self.too_few += u64::from(quorum.good < rule.replicas);
+        self.too_near += u64::from((quorum.zones.len() as u32) < rule.zones.min(rule.replicas));
+        self.without_quorum += u64::from(quorum.good < majority(quorum.voters));
+        self.node_fatal += u64::from(quorum.spare_nodes() == 0);
+        self.zone_fatal += u64::from(quorum.spare_zones() == 0);
+    }
+
+    fn now(&self) -> Verdict {
+        let mut reasons = Vec::new();
+        for (count, what) in [
+            (self.without_quorum, "without a majority"),
+            (self.too_few, "with too few copies"),
+            (self.too_near, "in too few zones"),
+        ] {
+            if count > 0 {
+                reasons.push(format!("{count} {} {what}", plural(count, "shard")));
+            }
+        }
+        Verdict::of(reasons)
+    }
+
+    fn after(&self, rule: &Rule, fatal: u64, nodes: usize, zones: usize) -> Verdict {
+        let mut reasons = Vec::new();
+        if fatal > 0 {
+            reasons.push(format!("{fatal} {} would refuse writes", plural(fatal, "shard")));
+        }
+        if nodes < rule.replicas as usize {
+            reasons.push(format!(
+                "{nodes} {} for {} copies",
+                plural(nodes as u64, "node"),
+                rule.replicas
+            ));
+        }
+        if zones < rule.zones as usize {
+            reasons.push(format!("{zones} of {} zones", rule.zones));
+        }
+        Verdict::of(reasons)
+    }
+}
+
+/// The word, with an s unless there is one.
+pub(super) fn plural(count: u64, word: &str) -> String {
+    if count == 1 {
+        word.to_owned()
+    } else {
+        format!("{word}s")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn rule(name: &str, service: Option<&str>, prefix: Option<&str>) -> Rule {
+        Rule {
+            name: name.into(),
+            service: service.map(Into::into),
+            prefix: prefix.map(Into::into),
+            ..Rule::default()
+        }
+    }
+
+    #[test]
+    fn the_most_specific_rule_that_covers_the_whole_shard_wins() {
+        let rules = [
+            rule("all", None, None),
+            rule("campaigns", Some("campaign"), None),
+            rule("eu", Some("campaign"), Some("eu-")),
+            rule("eu-de", Some("campaign"), Some("eu-de-")),
+        ];
+        let name = |service, start, end| {
+            let at = effective(&rules, service, start, end).expect("a rule");
+            rules[usize::from(at)].name.as_str()
+        };
+        assert_eq!(name("profile", "", None), "all");
+        assert_eq!(name("campaign", "", None), "campaigns");
+        assert_eq!(name("campaign", "eu-a", Some("eu-m")), "eu");
+        assert_eq!(name("campaign", "eu-de-a", Some("eu-de.")), "eu-de");
+        assert_eq!(name("campaign", "eu-a", Some("eu.")), "eu");
+        // It holds keys behind the prefix too.
+        assert_eq!(name("campaign", "eu-a", Some("f")), "campaigns");
+        assert_eq!(name("campaign", "eu-a", None), "campaigns");
+    }
+}
