@@ -102,6 +102,15 @@ pub enum Command {
     /// Key ranges and their copies
     #[command(subcommand)]
     Shard(ShardCommand),
+    /// Copies of shards, for experts
+    #[command(subcommand)]
+    Replica(super::ops::ReplicaCommand),
+    /// Long operations: drains, moves, merges, healing
+    #[command(subcommand)]
+    Op(super::ops::OpCommand),
+    /// Spreading copies and leaderships evenly
+    #[command(subcommand)]
+    Rebalance(super::ops::RebalanceCommand),
     /// Services
     #[command(subcommand)]
     Service(ServiceCommand),
@@ -291,6 +300,9 @@ pub enum NodeCommand {
         /// Its name or id
         node: String,
     },
+    /// See [`super::ops::NodeVerb`].
+    #[command(flatten)]
+    Verb(super::ops::NodeVerb),
 }
 
 /// Verbs on shards.
@@ -339,6 +351,9 @@ pub enum ShardCommand {
         #[arg(long, value_name = "NODE")]
         on: String,
     },
+    /// See [`super::ops::ShardVerb`].
+    #[command(flatten)]
+    Verb(super::ops::ShardVerb),
 }
 
 /// Verbs on services.
@@ -346,6 +361,14 @@ pub enum ShardCommand {
 pub enum ServiceCommand {
     /// All services
     List,
+    /// Change how its shards are cut and copied; in effect at once
+    Set {
+        /// Its name
+        service: String,
+        /// What to change
+        #[command(flatten)]
+        change: super::ops::ServiceArgs,
+    },
 }
 
 /// Verbs on clusters.
@@ -366,6 +389,10 @@ pub enum ClusterCommand {
         #[arg(long, value_name = "DIR")]
         out: PathBuf,
     },
+    /// The cluster's settings
+    Show,
+    /// Change settings; in effect at once
+    Set(super::ops::SettingArgs),
 }
 
 /// Verbs on tokens.
@@ -425,6 +452,15 @@ pub enum DevCommand {
         #[command(flatten)]
         place: DevPlace,
     },
+    /// Let one more node join, as a host would: with a token, a key of its own and a signed certificate
+    Add {
+        /// Its failure domain; the next of a, b, c where absent
+        #[arg(long)]
+        zone: Option<String>,
+        /// Where its files are.
+        #[command(flatten)]
+        place: DevPlace,
+    },
     /// Sample campaigns as JSON lines, the same for the same seed
     Data {
         /// How many
@@ -462,7 +498,7 @@ pub enum ContextCommand {
 }
 
 /// A length of time such as 500ms, 5s, 10m, 2h.
-fn span(text: &str) -> Result<Duration, String> {
+pub(super) fn span(text: &str) -> Result<Duration, String> {
     let digits = text.len() - text.trim_start_matches(|c: char| c.is_ascii_digit()).len();
     let (number, unit) = text.split_at(digits);
     let number: u64 = number

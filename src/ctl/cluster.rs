@@ -6,14 +6,20 @@ use super::exit::{self, CtlError};
 use super::output::{Format, Listing, pretty, size, span};
 use super::status::{Cluster, ShardHealth};
 use super::{Ended, Environment};
+use crate::client::Client;
 use crate::protocol::id::{DIRECTORY_SHARD, NodeId, RequestId, ShardId};
 use crate::protocol::key::{KeyRange, Position};
 use crate::protocol::request::{Request, Response};
 use crate::protocol::shard_map::{NodeInfo, ShardDescriptor};
 
 pub(super) async fn node(env: &Environment, command: NodeCommand) -> Ended {
+    let command = match command {
+        NodeCommand::Verb(verb) => return super::ops::node(env, verb).await,
+        other => other,
+    };
     let cluster = Cluster::ask(env).await?;
     match command {
+        NodeCommand::Verb(_) => unreachable!("done above"),
         NodeCommand::List => {
             let columns = [
                 "NODE",
@@ -67,7 +73,7 @@ pub(super) async fn node(env: &Environment, command: NodeCommand) -> Ended {
     }
 }
 
-fn find_node<'a>(cluster: &'a Cluster, wanted: &str) -> Result<&'a NodeInfo, CtlError> {
+pub(super) fn find_node<'a>(cluster: &'a Cluster, wanted: &str) -> Result<&'a NodeInfo, CtlError> {
     let id: Option<NodeId> = wanted.parse().ok();
     let found = cluster.nodes.iter().find(|node| node.name == wanted);
     found
@@ -195,6 +201,7 @@ pub(super) async fn shard(env: &Environment, command: ShardCommand) -> Ended {
             show_shard(env, &cluster, &cluster.health_of(found))
         }
         ShardCommand::Split { shard, at, dry_run } => split(env, shard, &at, dry_run).await,
+        ShardCommand::Verb(verb) => super::ops::shard(env, verb).await,
         ShardCommand::Lead { shard, on } => lead(env, shard, &on).await,
     }
 }
@@ -459,16 +466,19 @@ pub(super) async fn services(env: &Environment) -> Ended {
 
 pub(super) async fn token(env: &Environment, ttl: std::time::Duration) -> Ended {
     let client = env.connect().await?;
+    let token = new_token(&client, ttl).await?;
+    env.say(&format!(
+        "valid for {}. On the new host, with a name and address of its own:",
+        span(ttl.as_millis() as u64)
+    ));
+    env.print(&format!(
+        "isxd join '{token}' --name n4 --listen 192.0.2.4:7401 --dir /etc/isx\n"
+    ))
+}
+
+pub(super) async fn new_token(client: &Client, ttl: std::time::Duration) -> Result<String, CtlError> {
     match client.request(Request::CreateToken { ttl_s: ttl.as_secs() }).await? {
-        Response::Token { token } => {
-            env.say(&format!(
-                "valid for {}. On the new host, with a name and address of its own:",
-                span(ttl.as_millis() as u64)
-            ));
-            env.print(&format!(
-                "isxd join '{token}' --name n4 --listen 192.0.2.4:7401 --dir /etc/isx\n"
-            ))
-        }
+        Response::Token { token } => Ok(token),
         _ => Err(CtlError::new(exit::UNEXPECTED, "the node answered with something else")),
     }
 }

@@ -298,6 +298,70 @@ pub fn start(nodes: &[&LocalNode]) -> Result<(), DevError> {
     Ok(())
 }
 
+/// Name, free address and failure domain of one more node.
+pub fn new_node(directory: &Path, number: u32, zone: Option<String>) -> Result<NewNode, DevError> {
+    let taken: Vec<String> = nodes(directory)?.into_iter().map(|node| node.address).collect();
+    let usual = SocketAddr::from(([127, 0, 0, 1], FIRST_PORT + number.saturating_sub(1) as u16));
+    let any = SocketAddr::from(([127, 0, 0, 1], 0));
+    let usual = (!taken.contains(&usual.to_string())).then_some(usual);
+    let bound = usual.and_then(|usual| UdpSocket::bind(usual).ok());
+    let address = bound
+        .map_or_else(|| UdpSocket::bind(any), Ok)
+        .and_then(|socket| socket.local_addr());
+    let address = address.map_err(|source| file("find a free port on", Path::new("127.0.0.1"), source))?;
+    let zones = ["a", "b", "c"];
+    Ok(NewNode {
+        name: format!("n{number}"),
+        address: address.to_string(),
+        zone: zone.unwrap_or_else(|| zones[number.saturating_sub(1) as usize % zones.len()].to_owned()),
+    })
+}
+
+/// Makes the files of one more node by `isxd join`, as a host would. The line goes through standard input: it is secret.
+pub fn join(directory: &Path, node: &NewNode, line: &str) -> Result<(), DevError> {
+    use std::io::Write;
+    let me = std::env::current_exe().map_err(|source| file("find", Path::new("isxctl"), source))?;
+    let daemon = me.with_file_name("isxd");
+    if !daemon.exists() {
+        return Err(DevError::NoDaemon(me));
+    }
+    let home = directory.join(&node.name);
+    let mut command = Command::new(&daemon);
+    command.args([
+        "join",
+        "-",
+        "--name",
+        &node.name,
+        "--zone",
+        &node.zone,
+        "--listen",
+        &node.address,
+    ]);
+    command.arg("--dir").arg(&home);
+    command
+        .stdin(Stdio::piped())
+        .stdout(Stdio::null())
+        .stderr(Stdio::piped());
+    let mut child = command.spawn().map_err(|source| file("start", &daemon, source))?;
+    if let Some(mut input) = child.stdin.take() {
+        input
+            .write_all(line.as_bytes())
+            .map_err(|source| file("write to", &daemon, source))?;
+    }
+    let ended = child
+        .wait_with_output()
+        .map_err(|source| file("wait for", &daemon, source))?;
+    if ended.status.success() {
+        return Ok(());
+    }
+    Err(DevError::Stopped {
+        node: node.name.clone(),
+        status: ended.status.to_string(),
+        log: home.join("log"),
+        tail: String::from_utf8_lossy(&ended.stderr).trim_end().to_owned(),
+    })
+}
+
 /// Asks a node to stop (hand over leaderships first), or kills it at once. Says whether it was running.
 pub fn stop(node: &LocalNode, kill: bool) -> Result<bool, DevError> {
     let Some(pid) = node.pid else { return Ok(false) };

@@ -5,6 +5,7 @@ use serde_json::json;
 
 use crate::client::{ClientError, ConnectError};
 use crate::protocol::error::{Class, Code, WireError};
+use crate::protocol::op::OpBlocker;
 
 /// Done, or nothing to do.
 pub const OK: u8 = 0;
@@ -42,6 +43,10 @@ pub const THROTTLED: u8 = 15;
 pub const EXHAUSTED: u8 = 16;
 /// Configuration, document or schema invalid.
 pub const INVALID: u8 = 17;
+/// `plan --exit-code`: there is something to do.
+pub const CHANGES: u8 = 20;
+/// Interrupted; what was started goes on.
+pub const INTERRUPTED: u8 = 130;
 
 /// What went wrong, for the operator.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -58,6 +63,8 @@ pub struct CtlError {
     pub committed: &'static str,
     /// Commands that help.
     pub next: Vec<String>,
+    /// What a safety check found in the way.
+    pub blockers: Vec<OpBlocker>,
 }
 
 impl CtlError {
@@ -70,6 +77,7 @@ impl CtlError {
             causes: Vec::new(),
             committed: "no",
             next: Vec::new(),
+            blockers: Vec::new(),
         }
     }
 
@@ -107,6 +115,15 @@ impl CtlError {
         for cause in &self.causes {
             let _ = write!(text, "\n  cause  {cause}");
         }
+        let width = self
+            .blockers
+            .iter()
+            .map(|blocker| blocker.code.len())
+            .max()
+            .unwrap_or(0);
+        for blocker in &self.blockers {
+            let _ = write!(text, "\n  {:width$}  {}", blocker.code, blocker.text);
+        }
         if self.committed == "no" && !self.message.contains("nothing was") {
             text += "\nnothing was changed.";
         }
@@ -121,6 +138,7 @@ impl CtlError {
         json!({
             "schema": "isx.error/1", "code": self.code.map(|code| code.to_string()), "exit": self.exit,
             "message": self.message, "causes": self.causes, "committed": self.committed, "next": self.next,
+            "blockers": self.blockers,
         })
     }
 }
@@ -128,9 +146,19 @@ impl CtlError {
 impl From<WireError> for CtlError {
     fn from(error: WireError) -> Self {
         let exit = match error.code {
-            Code::NotFound | Code::NoService | Code::NoSuchShard => NOT_FOUND,
-            Code::VersionConflict | Code::Exists | Code::RequestIdReused | Code::StaleEpoch => CONFLICT,
-            Code::BadSplit | Code::BadTarget => REFUSED,
+            Code::NotFound | Code::NoService | Code::NoSuchShard | Code::NoSuchOp | Code::NoSuchNode => NOT_FOUND,
+            Code::VersionConflict
+            | Code::Exists
+            | Code::RequestIdReused
+            | Code::StaleEpoch
+            | Code::OpConflict
+            | Code::OpIsOver => CONFLICT,
+            Code::BadSplit
+            | Code::BadTarget
+            | Code::BadMerge
+            | Code::BadChange
+            | Code::TooFewReplicas
+            | Code::UnsafeOp => REFUSED,
             Code::Forbidden | Code::OtherCluster | Code::NotProven | Code::BadToken => NOT_ALLOWED,
             Code::ProtocolVersion => SKEW,
             Code::Busy => THROTTLED,
@@ -141,6 +169,13 @@ impl From<WireError> for CtlError {
             _ => UNEXPECTED,
         };
         let explain = format!("isxctl explain {}", error.code);
+        let mut next: Vec<String> = error
+            .blockers
+            .iter()
+            .flat_map(|b| b.next.lines().map(str::to_owned))
+            .collect();
+        next.dedup();
+        next.push(explain);
         let committed = if error.class() == Class::Unknown {
             "unknown"
         } else {
@@ -149,9 +184,10 @@ impl From<WireError> for CtlError {
         Self {
             code: Some(error.code),
             committed,
+            blockers: error.blockers,
+            next,
             ..Self::new(exit, error.text)
         }
-        .next(explain)
     }
 }
 

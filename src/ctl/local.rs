@@ -68,6 +68,7 @@ pub(super) async fn dev(env: &Environment, command: DevCommand) -> Ended {
             dev::start(&[&node])?;
             env.print(&format!("{} started\n", node.name))
         }
+        DevCommand::Add { zone, place } => add(env, zone, &place).await,
         DevCommand::Data { count, seed } => {
             let width = count.max(1).ilog10() as usize + 1;
             let mut text = String::new();
@@ -85,6 +86,45 @@ fn find(place: &DevPlace, name: &str) -> Result<LocalNode, CtlError> {
     let nodes = dev::nodes(&directory(place))?;
     let found = nodes.into_iter().find(|node| node.name == name);
     found.ok_or_else(|| CtlError::from(DevError::NoNode(name.to_owned())).next("isxctl dev status"))
+}
+
+async fn add(env: &Environment, zone: Option<String>, place: &DevPlace) -> Ended {
+    let directory = directory(place);
+    let nodes = dev::nodes(&directory)?;
+    let client = env.connect().await?;
+    let token = super::cluster::new_token(&client, Duration::from_secs(600)).await?;
+    let number = |node: &LocalNode| node.name.trim_start_matches('n').parse().unwrap_or(0u32);
+    let next = nodes.iter().map(number).max().unwrap_or(0) + 1;
+    let node = dev::new_node(&directory, next, zone)?;
+    dev::join(&directory, &node, &token)?;
+    let found = find(place, &node.name)?;
+    dev::start(&[&found])?;
+    // It has joined once the directory has heard from it.
+    let began = Instant::now();
+    loop {
+        let map = client.map().await?;
+        let is_in = |info: &&crate::protocol::shard_map::NodeInfo| info.name == node.name;
+        if let Some(info) = map.nodes.iter().find(is_in)
+            && info.membership == crate::protocol::shard_map::Membership::Active
+        {
+            return env.print(&format!(
+                "{} joined as {} in zone {} after {:.1} s\nnext  isxctl node list        isxctl rebalance plan\n",
+                node.name,
+                info.id,
+                info.zone,
+                began.elapsed().as_secs_f64()
+            ));
+        }
+        if began.elapsed() > Duration::from_secs(20) {
+            let text = format!(
+                "{} was started and is no active member yet; its log: {}",
+                node.name,
+                found.log.display()
+            );
+            return Err(CtlError::new(exit::TIME_LIMIT, text).next("isxctl node list"));
+        }
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
 }
 
 async fn up(env: &Environment, count: u32, fresh: bool, place: &DevPlace) -> Ended {
@@ -218,7 +258,10 @@ pub(super) fn cluster(env: &Environment, command: ClusterCommand) -> Ended {
         nodes,
         replicas,
         out,
-    } = command;
+    } = command
+    else {
+        unreachable!("the other verbs ask a cluster")
+    };
     let mut list = Vec::new();
     for text in &nodes {
         let usage = || {

@@ -10,6 +10,7 @@ pub mod dev;
 mod entity;
 pub mod exit;
 mod local;
+mod ops;
 pub mod output;
 mod status;
 
@@ -77,7 +78,15 @@ async fn dispatch(mut cli: Cli) -> Ended {
         Command::Request(args::RequestCommand::Show { id, of }) => entity::show_request(&env, id, &of).await,
         Command::Node(command) => cluster::node(&env, command).await,
         Command::Shard(command) => cluster::shard(&env, command).await,
+        Command::Replica(command) => ops::replica(&env, command).await,
+        Command::Op(command) => ops::op(&env, command).await,
+        Command::Rebalance(command) => ops::rebalance(&env, command).await,
         Command::Service(args::ServiceCommand::List) => cluster::services(&env).await,
+        Command::Service(args::ServiceCommand::Set { service, change }) => {
+            ops::change_service(&env, &service, &change).await
+        }
+        Command::Cluster(args::ClusterCommand::Show) => ops::show_settings(&env).await,
+        Command::Cluster(args::ClusterCommand::Set(change)) => ops::change_settings(&env, &change).await,
         Command::Token(args::TokenCommand::Create { ttl }) => cluster::token(&env, ttl).await,
         Command::Cluster(command) => local::cluster(&env, command),
         Command::Dev(command) => local::dev(&env, command).await,
@@ -135,6 +144,21 @@ impl Environment {
         }
         bar.enable_steady_tick(std::time::Duration::from_millis(120));
         bar
+    }
+
+    /// Consent to something that can't be undone: the object's name once more.
+    fn type_name(&self, what: &str, name: &str) -> Result<(), CtlError> {
+        let needs = || {
+            let text = format!("{what}: this needs the name once more");
+            CtlError::new(exit::CONSENT, text).next(format!("the same with --confirm {name}"))
+        };
+        if self.cli.no_input || !std::io::stdin().is_terminal() {
+            return Err(needs());
+        }
+        eprint!("{what}. There is no way back. Type its name to go on: ");
+        let mut answer = String::new();
+        let _ = std::io::stdin().read_line(&mut answer);
+        if answer.trim() == name { Ok(()) } else { Err(needs()) }
     }
 
     /// Consent to something of moderate danger.

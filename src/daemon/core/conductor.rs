@@ -47,8 +47,6 @@ pub(super) struct Conductor {
     last_plan: Time,
     recent: VecDeque<RecentMove>,
     meters: BTreeMap<OpId, Meter>,
-    /// What the planner says can't be done.
-    refusals: Vec<Blocker>,
     /// Steps that the planner still sees for spreading.
     spread_left: u64,
     splitting: BTreeMap<ShardId, Splitting>,
@@ -121,7 +119,11 @@ impl Node {
         }
         self.conductor.last_round = now;
         self.conductor.since.get_or_insert(now);
-        if self.directory.as_ref().is_none_or(|directory| directory.map.nodes.is_empty()) {
+        if self
+            .directory
+            .as_ref()
+            .is_none_or(|directory| directory.map.nodes.is_empty())
+        {
             return;
         }
         self.take_answers(state, effects);
@@ -273,7 +275,11 @@ impl Node {
         is_off: bool,
     ) -> Next {
         let Some(shard) = self.map.shard(task.shard) else {
-            return if self.map.absorber(task.shard).is_some() { Next::End } else { Next::Wait };
+            return if self.map.absorber(task.shard).is_some() {
+                Next::End
+            } else {
+                Next::Wait
+            };
         };
         if shard.is_joint() || shard.frozen.is_some() {
             return Next::Wait;
@@ -325,7 +331,11 @@ impl Node {
 
     fn next_of_merge(&self, task: &Task, right: ShardId, is_off: bool) -> Next {
         let Some(left) = self.map.shard(task.shard) else {
-            return if self.map.absorber(task.shard).is_some() { Next::End } else { Next::Wait };
+            return if self.map.absorber(task.shard).is_some() {
+                Next::End
+            } else {
+                Next::Wait
+            };
         };
         let Some(right) = self.map.shard(right) else {
             return Next::End;
@@ -408,7 +418,12 @@ impl Node {
                 self.conductor.loads.get(&node)
             }
         };
-        for info in directory.map.nodes.values().filter(|info| info.membership != Membership::Gone) {
+        for info in directory
+            .map
+            .nodes
+            .values()
+            .filter(|info| info.membership != Membership::Gone)
+        {
             let heard = match (info.id == self.config.node, self.heard.get(&info.id)) {
                 (true, _) => now,
                 (false, Some(&heard)) => heard,
@@ -423,14 +438,20 @@ impl Node {
                 Health::Down
             };
             let load = load_of(info.id);
-            let replaced = ledger.open().any(|op| matches!(op.goal, Goal::Replace { old, .. } if old == info.id));
+            let replaced = ledger
+                .open()
+                .any(|op| matches!(op.goal, Goal::Replace { old, .. } if old == info.id));
             view.nodes.push(NodeView {
                 id: info.id,
                 zone: info.zone.clone(),
                 membership: info.membership,
                 health,
                 down_ms: silent.as_millis(),
-                intent: if replaced { Intent::DrainAll } else { info.overlay.intent },
+                intent: if replaced {
+                    Intent::DrainAll
+                } else {
+                    info.overlay.intent
+                },
                 maintenance: info.overlay.maintenance_until_ms > self.clock.wall_ms,
                 disk_total: load.map_or(0, |load| load.disk_total),
                 disk_used: load.map_or(0, |load| load.disk_total.saturating_sub(load.disk_free)),
@@ -443,7 +464,11 @@ impl Node {
             merge_bytes: 0,
             min_shards: 1,
         });
-        let members = view.nodes.iter().filter(|node| node.membership == Membership::Active).count();
+        let members = view
+            .nodes
+            .iter()
+            .filter(|node| node.membership == Membership::Active)
+            .count();
         view.rules.push(Rule {
             name: "directory".to_owned(),
             replicas: if members >= 5 { 5 } else { 3.min(members.max(1) as u32) },
@@ -559,7 +584,10 @@ impl Node {
 
     fn plan_round(&mut self) {
         let now = self.clock.now;
-        let settled = self.conductor.since.is_some_and(|since| now.since(since) >= SETTLE_FIRST);
+        let settled = self
+            .conductor
+            .since
+            .is_some_and(|since| now.since(since) >= SETTLE_FIRST);
         if !settled || now.since(self.conductor.last_plan) < PLAN_EVERY {
             return;
         }
@@ -623,7 +651,10 @@ impl Node {
                         .shards()
                         .filter(|shard| shard.replica_on(old).is_some() && shard.replica_on(new).is_none())
                         .filter(|shard| !ledger.tasks.contains_key(&shard.id));
-                    let left: Vec<ShardId> = left.map(|shard| shard.id).take(room.saturating_sub(under_way)).collect();
+                    let left: Vec<ShardId> = left
+                        .map(|shard| shard.id)
+                        .take(room.saturating_sub(under_way))
+                        .collect();
                     begins.extend(left.into_iter().map(|shard| swap(shard, Some(new), Some(old))));
                 }
                 Goal::Merge { left, right } => match (self.map.shard(left), self.map.shard(right)) {
@@ -670,7 +701,11 @@ impl Node {
                 if let Some(shard) = self.map.shard(step.shard)
                     && !self.conductor.splitting.contains_key(&step.shard)
                 {
-                    let entities = view.shards.iter().find(|s| s.id == step.shard).map_or(0, |s| s.entities);
+                    let entities = view
+                        .shards
+                        .iter()
+                        .find(|s| s.id == step.shard)
+                        .map_or(0, |s| s.entities);
                     self.conductor.splitting.insert(
                         step.shard,
                         Splitting {
@@ -800,7 +835,9 @@ impl Node {
                         && self.is_up(replica.node)
                         && !behind(replica.id)
                 });
-                if let Some(to) = fit.min_by_key(|replica| (leads.get(&replica.node).copied().unwrap_or(0), replica.node)) {
+                if let Some(to) =
+                    fit.min_by_key(|replica| (leads.get(&replica.node).copied().unwrap_or(0), replica.node))
+                {
                     *leads.entry(to.node).or_default() += 1;
                     transfers.push((shard.id, to.node));
                 }
@@ -817,7 +854,14 @@ impl Node {
                 name: "isx".to_owned(),
                 role: Role::Node,
             };
-            self.asked(waiting, principal, Request::TransferLeader { shard, to }, 0, state, effects);
+            self.asked(
+                waiting,
+                principal,
+                Request::TransferLeader { shard, to },
+                0,
+                state,
+                effects,
+            );
         }
     }
 
@@ -832,10 +876,14 @@ impl Node {
                 .unwrap_or(0)
         };
         match *goal {
-            Goal::Drain { node, everything: false } => {
-                let led = self.map.shards().filter(|shard| {
-                    self.map.leader(shard.id).is_some_and(|(_, leader)| leader == node)
-                });
+            Goal::Drain {
+                node,
+                everything: false,
+            } => {
+                let led = self
+                    .map
+                    .shards()
+                    .filter(|shard| self.map.leader(shard.id).is_some_and(|(_, leader)| leader == node));
                 (led.count() as u64, 0)
             }
             Goal::Drain { node, .. } | Goal::Leave { node } | Goal::Heal { node } | Goal::Replace { old: node, .. } => {
@@ -844,7 +892,11 @@ impl Node {
             }
             Goal::Rebalance => (self.conductor.spread_left, 0),
             Goal::Move { shard, .. } | Goal::AddReplica { shard, .. } => {
-                if self.is_reached(goal) { (0, 0) } else { (1, bytes(shard)) }
+                if self.is_reached(goal) {
+                    (0, 0)
+                } else {
+                    (1, bytes(shard))
+                }
             }
             Goal::RemoveReplica { .. } | Goal::Merge { .. } => (u64::from(!self.is_reached(goal)), 0),
         }
@@ -852,15 +904,19 @@ impl Node {
 
     fn is_reached(&self, goal: &Goal) -> bool {
         let shard_is = |shard: ShardId, test: &dyn Fn(&ShardDescriptor) -> bool| {
-            self.map.shard(shard).is_some_and(|shard| !shard.is_joint() && test(shard))
+            self.map
+                .shard(shard)
+                .is_some_and(|shard| !shard.is_joint() && test(shard))
         };
         let votes_on = |shard: &ShardDescriptor, node: NodeId| {
-            shard.replica_on(node).is_some_and(|replica| replica.role == ReplicaRole::Voter)
+            shard
+                .replica_on(node)
+                .is_some_and(|replica| replica.role == ReplicaRole::Voter)
         };
         match *goal {
-            Goal::Move { shard, from, to } => shard_is(shard, &|shard| {
-                votes_on(shard, to) && shard.replica_on(from).is_none()
-            }),
+            Goal::Move { shard, from, to } => {
+                shard_is(shard, &|shard| votes_on(shard, to) && shard.replica_on(from).is_none())
+            }
             Goal::AddReplica { shard, to } => shard_is(shard, &|shard| votes_on(shard, to)),
             Goal::RemoveReplica { shard, from } => shard_is(shard, &|shard| shard.replica_on(from).is_none()),
             Goal::Merge { right, .. } => self.map.absorber(right).is_some(),
@@ -873,7 +929,10 @@ impl Node {
         let now = self.clock.now;
         let Some(directory) = &self.directory else { return };
         let ledger = &directory.ledger;
-        let settled = self.conductor.since.is_some_and(|since| now.since(since) >= SETTLED_AFTER);
+        let settled = self
+            .conductor
+            .since
+            .is_some_and(|since| now.since(since) >= SETTLED_AFTER);
         let mut ends = Vec::new();
         let mut dismissals = Vec::new();
         for op in ledger.open().filter(|op| op.state == OpState::Running) {
@@ -1010,7 +1069,10 @@ impl Node {
         let response = match request {
             Request::ListOps { all } => Response::Ops(self.op_views(all)),
             Request::ShowSettings => {
-                let settings = self.directory.as_ref().map(|directory| directory.ledger.settings.clone());
+                let settings = self
+                    .directory
+                    .as_ref()
+                    .map(|directory| directory.ledger.settings.clone());
                 Response::Settings(settings.unwrap_or_default())
             }
             Request::MayStop { nodes } => match check::ok_to_stop(&self.cluster_view(), &nodes) {
@@ -1118,7 +1180,10 @@ impl Node {
         let bad = |text: String| Err(WireError::new(Code::BadChange, text));
         let why = |what: &str| format!("{what} can't be done");
         let planned = match op.goal {
-            Goal::Drain { node, everything: false } => check::check_restart(&view, &[node]),
+            Goal::Drain {
+                node,
+                everything: false,
+            } => check::check_restart(&view, &[node]),
             Goal::Drain { node, .. } | Goal::Leave { node } | Goal::Heal { node } => check::check_leave(&view, &[node]),
             Goal::Replace { old, new } => {
                 for node in [old, new] {
@@ -1188,7 +1253,12 @@ impl Node {
         if !planned.steps.is_empty() {
             shown.total = planned.steps.len() as u64;
             shown.total_bytes = planned.bytes;
-            shown.steps = planned.steps.iter().take(STEPS_SHOWN).map(ToString::to_string).collect();
+            shown.steps = planned
+                .steps
+                .iter()
+                .take(STEPS_SHOWN)
+                .map(ToString::to_string)
+                .collect();
             shown.eta_s = Some((planned.time_ms.0.div_ceil(1000), planned.time_ms.1.div_ceil(1000)));
             shown.tolerance = (
                 planned.tolerance_before.nodes,
@@ -1206,7 +1276,9 @@ impl Node {
                 Err(WireError::new(Code::NoSuchNode, text))
             }
             Some(node) if !node.is_target() => {
-                let text = format!("{to} can't take copies now: it is silent, draining or in maintenance; nothing was changed");
+                let text = format!(
+                    "{to} can't take copies now: it is silent, draining or in maintenance; nothing was changed"
+                );
                 Err(WireError::new(Code::BadTarget, text))
             }
             Some(_) => Ok(()),
@@ -1250,7 +1322,11 @@ impl Node {
         let mut steps = Vec::new();
         let mut blocked = Vec::new();
         let mut tasks = 0;
-        for task in self.directory.iter().flat_map(|directory| directory.ledger.tasks.values()) {
+        for task in self
+            .directory
+            .iter()
+            .flat_map(|directory| directory.ledger.tasks.values())
+        {
             if task.op != op.id || op.id == OpId(0) {
                 continue;
             }
@@ -1415,7 +1491,9 @@ fn check_settings(settings: &Settings) -> Result<(), String> {
         if (low..=high).contains(&value) {
             Ok(())
         } else {
-            Err(format!("{name} is {value}, and must be from {low} to {high}; nothing was changed"))
+            Err(format!(
+                "{name} is {value}, and must be from {low} to {high}; nothing was changed"
+            ))
         }
     };
     within("heal-after (ms)", settings.heal_after_ms, 2_000, 30 * 86_400_000)?;

@@ -260,7 +260,8 @@ impl Directory {
 
     fn unknown_node(&self, goal: &Goal) -> Option<WireError> {
         let mut named: Vec<NodeId> = goal.node().into_iter().collect();
-        if let Goal::Replace { new: node, .. } | Goal::Move { to: node, .. } | Goal::AddReplica { to: node, .. } = goal {
+        if let Goal::Replace { new: node, .. } | Goal::Move { to: node, .. } | Goal::AddReplica { to: node, .. } = goal
+        {
             named.push(*node);
         }
         let unknown = named.into_iter().find(|node| {
@@ -276,7 +277,10 @@ impl Directory {
     /// Notes at the node what an operation wants of it.
     fn mark(&mut self, goal: &Goal, state: &mut dyn State) {
         let (node, intent, leaving) = match *goal {
-            Goal::Drain { node, everything: false } => (node, Intent::DrainLeaders, false),
+            Goal::Drain {
+                node,
+                everything: false,
+            } => (node, Intent::DrainLeaders, false),
             Goal::Drain { node, everything: true } => (node, Intent::DrainAll, false),
             Goal::Leave { node } | Goal::Replace { old: node, .. } => (node, Intent::DrainAll, true),
             _ => return,

@@ -165,8 +165,7 @@ impl Ledger {
             LedgerCommand::Begin(task) => {
                 let taken = |shard: ShardId| {
                     self.tasks.values().any(|other| {
-                        other.shard == shard
-                            || matches!(other.step, TaskStep::Merge { right } if right == shard)
+                        other.shard == shard || matches!(other.step, TaskStep::Merge { right } if right == shard)
                     })
                 };
                 let right = match task.step {

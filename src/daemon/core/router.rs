@@ -447,9 +447,7 @@ impl Node {
                 );
                 None
             }
-            _ => {
-                Some(WireError::new(Code::BadRequest, "not a request to a shard"))
-            }
+            _ => Some(WireError::new(Code::BadRequest, "not a request to a shard")),
         };
         match refusal {
             Some(error) => self.reply(waiting, Response::Error(error), None, None, effects),

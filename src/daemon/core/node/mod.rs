@@ -6,8 +6,8 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use raft::eraftpb::{Entry, HardState, MessageType};
 
-use super::conductor::Conductor;
 use super::command::{Command, Payload};
+use super::conductor::Conductor;
 use super::directory::{self, Directory, DirectoryCommand};
 use super::effect::{Effect, Effects};
 use super::entity::machine::{self, Context};
@@ -24,7 +24,9 @@ use crate::protocol::id::{ClusterId, DIRECTORY_SHARD, Epoch, NodeId, ReplicaId, 
 use crate::protocol::key::{KeyRange, Position};
 use crate::protocol::message::{Message, RaftMessage, Report, Row, SnapshotManifest};
 use crate::protocol::request::{Response, RouteHint};
-use crate::protocol::shard_map::{Membership, NodeInfo, ReplicaDescriptor, ReplicaRole, ServiceInfo, ShardDescriptor, ShardMap, ShardSizes};
+use crate::protocol::shard_map::{
+    Membership, NodeInfo, ReplicaDescriptor, ReplicaRole, ServiceInfo, ShardDescriptor, ShardMap, ShardSizes,
+};
 
 mod membership;
 pub(super) mod merge;
@@ -1239,10 +1241,7 @@ impl Node {
             let changed = info.store_id != report.store_id
                 || info.address != report.address
                 || info.version != report.version
-                || matches!(
-                    info.membership,
-                    Membership::Pending | Membership::Joining
-                );
+                || matches!(info.membership, Membership::Pending | Membership::Joining);
             if changed {
                 info.store_id = report.store_id;
                 info.address.clone_from(&report.address);

@@ -2,12 +2,11 @@
 //!
 //! The whole view is made by the caller; nothing in here is remembered between two plans, but for [`RecentMove`]s, which
 //! the caller keeps. A million shards fit: about 140 bytes each.
-use std::fmt;
-
 use serde::{Deserialize, Serialize};
 
 use super::rules::Rule;
 use crate::protocol::id::{Epoch, NodeId, ReplicaId, ShardId};
+pub use crate::protocol::op::{Intent, Pace};
 use crate::protocol::shard_map::{Membership, ReplicaRole};
 
 /// Everything a plan depends on.
@@ -42,19 +41,6 @@ pub enum Health {
     Suspect,
     /// Silent for long.
     Down,
-}
-
-/// What the operator wants of a node.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum Intent {
-    /// Take part.
-    #[default]
-    Stay,
-    /// Hand over leaders, keep copies: it is about to be restarted. Ends with `undrain` only.
-    DrainLeaders,
-    /// Hand over everything. A drained node gets nothing back until `undrain`, or is gone.
-    DrainAll,
 }
 
 /// One member.
@@ -200,49 +186,6 @@ impl ServiceView {
     /// Two neighbours that together stay below this may become one: a fresh half never qualifies.
     pub fn merge_below(&self) -> u64 {
         self.merge_bytes.min(self.split_bytes / 2)
-    }
-}
-
-/// How fast copies are made.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Pace {
-    /// Hardly felt.
-    Gentle,
-    /// The usual one.
-    #[default]
-    Normal,
-    /// Gets done.
-    Fast,
-}
-
-impl Pace {
-    /// What a node sends and receives for copies. Unit: bytes per second and direction.
-    pub fn bytes_per_second(self) -> u64 {
-        match self {
-            Self::Gentle => 8 << 20,
-            Self::Normal => 32 << 20,
-            Self::Fast => 128 << 20,
-        }
-    }
-
-    /// How many steps with copies a node takes part in at a time.
-    pub fn copies_per_node(self) -> u32 {
-        match self {
-            Self::Gentle => 1,
-            Self::Normal => 2,
-            Self::Fast => 4,
-        }
-    }
-}
-
-impl fmt::Display for Pace {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.pad(match self {
-            Self::Gentle => "gentle",
-            Self::Normal => "normal",
-            Self::Fast => "fast",
-        })
     }
 }
 
