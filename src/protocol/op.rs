@@ -9,7 +9,7 @@ use super::id::{NodeId, OpId, ReplicaId, RequestId, ShardId};
 
 /// What an operation is to reach.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case", tag = "kind")]
+#[serde(rename_all = "kebab-case")]
 pub enum Goal {
     /// A node leads nothing any more, and holds nothing where `everything` is asked for.
     Drain {
