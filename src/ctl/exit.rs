@@ -43,6 +43,9 @@ pub const EXHAUSTED: u8 = 16;
 /// Configuration, document or schema invalid.
 pub const INVALID: u8 = 17;
 
+/// Interrupted by Ctrl-C.
+pub const INTERRUPTED: u8 = 130;
+
 /// What went wrong, for the operator.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct CtlError {
@@ -125,21 +128,26 @@ impl CtlError {
     }
 }
 
+/// The exit code of an error that a node answered.
+pub fn of(code: Code) -> u8 {
+    match code {
+        Code::NotFound | Code::NoService | Code::NoSuchShard => NOT_FOUND,
+        Code::VersionConflict | Code::Exists | Code::RequestIdReused | Code::StaleEpoch => CONFLICT,
+        Code::BadSplit | Code::BadTarget => REFUSED,
+        Code::Forbidden | Code::OtherCluster | Code::NotProven | Code::BadToken => NOT_ALLOWED,
+        Code::ProtocolVersion => SKEW,
+        Code::Busy => THROTTLED,
+        Code::DiskFull => EXHAUSTED,
+        Code::BadDocument | Code::TooLarge | Code::BadRequest => INVALID,
+        Code::OutcomeUnknown => UNKNOWN,
+        _ if code.class() == Class::Retry => UNREACHABLE,
+        _ => UNEXPECTED,
+    }
+}
+
 impl From<WireError> for CtlError {
     fn from(error: WireError) -> Self {
-        let exit = match error.code {
-            Code::NotFound | Code::NoService | Code::NoSuchShard => NOT_FOUND,
-            Code::VersionConflict | Code::Exists | Code::RequestIdReused | Code::StaleEpoch => CONFLICT,
-            Code::BadSplit | Code::BadTarget => REFUSED,
-            Code::Forbidden | Code::OtherCluster | Code::NotProven | Code::BadToken => NOT_ALLOWED,
-            Code::ProtocolVersion => SKEW,
-            Code::Busy => THROTTLED,
-            Code::DiskFull => EXHAUSTED,
-            Code::BadDocument | Code::TooLarge | Code::BadRequest => INVALID,
-            Code::OutcomeUnknown => UNKNOWN,
-            _ if error.class() == Class::Retry => UNREACHABLE,
-            _ => UNEXPECTED,
-        };
+        let exit = of(error.code);
         let explain = format!("isxctl explain {}", error.code);
         let committed = if error.class() == Class::Unknown {
             "unknown"
