@@ -361,7 +361,12 @@ impl Client {
 
     /// Every node's own view of itself, each asked directly; done after [`STATUS_LIMIT`] at the latest.
     pub async fn statuses(&self) -> Vec<(NodeInfo, Result<NodeStatus, ClientError>)> {
-        let deadline = Instant::now() + STATUS_LIMIT;
+        self.statuses_within(STATUS_LIMIT).await
+    }
+
+    /// Like [`Client::statuses`], with a time limit of its own.
+    pub async fn statuses_within(&self, limit: Duration) -> Vec<(NodeInfo, Result<NodeStatus, ClientError>)> {
+        let deadline = Instant::now() + limit;
         let mut asked = JoinSet::new();
         for node in self.nodes() {
             let client = self.clone();
@@ -794,10 +799,12 @@ impl Client {
             let _ = timeout_at(look_again.into(), dialled).await;
             if Instant::now() >= deadline {
                 let state = self.shared.state();
-                let reason = state
-                    .links
-                    .get(&node)
-                    .map_or_else(String::new, |link| link.last_error.clone());
+                let reason = match state.links.get(&node) {
+                    // The dial has a time limit of its own, and the caller's ended first.
+                    Some(link) if link.is_dialling => "no answer".to_owned(),
+                    Some(link) => link.last_error.clone(),
+                    None => String::new(),
+                };
                 let tried = vec![(node.to_string(), reason)];
                 return Err(ClientError::Unreachable { tried });
             }

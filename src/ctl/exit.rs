@@ -45,7 +45,7 @@ pub const EXHAUSTED: u8 = 16;
 pub const INVALID: u8 = 17;
 /// `plan --exit-code`: there is something to do.
 pub const CHANGES: u8 = 20;
-/// Interrupted; what was started goes on.
+/// Interrupted by Ctrl-C; what was started goes on.
 pub const INTERRUPTED: u8 = 130;
 
 /// What went wrong, for the operator.
@@ -143,31 +143,33 @@ impl CtlError {
     }
 }
 
+/// The exit code of an error that a node answered.
+pub fn of(code: Code) -> u8 {
+    match code {
+        Code::NotFound | Code::NoService | Code::NoSuchShard | Code::NoSuchOp | Code::NoSuchNode => NOT_FOUND,
+        Code::VersionConflict
+        | Code::Exists
+        | Code::RequestIdReused
+        | Code::StaleEpoch
+        | Code::OpConflict
+        | Code::OpIsOver => CONFLICT,
+        Code::BadSplit | Code::BadTarget | Code::BadMerge | Code::BadChange | Code::TooFewReplicas | Code::UnsafeOp => {
+            REFUSED
+        }
+        Code::Forbidden | Code::OtherCluster | Code::NotProven | Code::BadToken => NOT_ALLOWED,
+        Code::ProtocolVersion => SKEW,
+        Code::Busy => THROTTLED,
+        Code::DiskFull => EXHAUSTED,
+        Code::BadDocument | Code::TooLarge | Code::BadRequest => INVALID,
+        Code::OutcomeUnknown => UNKNOWN,
+        _ if code.class() == Class::Retry => UNREACHABLE,
+        _ => UNEXPECTED,
+    }
+}
+
 impl From<WireError> for CtlError {
     fn from(error: WireError) -> Self {
-        let exit = match error.code {
-            Code::NotFound | Code::NoService | Code::NoSuchShard | Code::NoSuchOp | Code::NoSuchNode => NOT_FOUND,
-            Code::VersionConflict
-            | Code::Exists
-            | Code::RequestIdReused
-            | Code::StaleEpoch
-            | Code::OpConflict
-            | Code::OpIsOver => CONFLICT,
-            Code::BadSplit
-            | Code::BadTarget
-            | Code::BadMerge
-            | Code::BadChange
-            | Code::TooFewReplicas
-            | Code::UnsafeOp => REFUSED,
-            Code::Forbidden | Code::OtherCluster | Code::NotProven | Code::BadToken => NOT_ALLOWED,
-            Code::ProtocolVersion => SKEW,
-            Code::Busy => THROTTLED,
-            Code::DiskFull => EXHAUSTED,
-            Code::BadDocument | Code::TooLarge | Code::BadRequest => INVALID,
-            Code::OutcomeUnknown => UNKNOWN,
-            _ if error.class() == Class::Retry => UNREACHABLE,
-            _ => UNEXPECTED,
-        };
+        let exit = of(error.code);
         let explain = format!("isxctl explain {}", error.code);
         let mut next: Vec<String> = error
             .blockers

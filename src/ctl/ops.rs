@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 
 use super::args::span as span_of;
 use super::exit::{self, CtlError};
-use super::output::{Format, Listing, pretty, size, span, timestamp};
+use super::output::{Listing, size, span, timestamp};
 use super::status::Cluster;
 use super::{Ended, Environment};
 use crate::client::Client;
@@ -18,7 +18,7 @@ use crate::protocol::op::*;
 use crate::protocol::request::{Request, Response};
 
 /// How an operation is started.
-#[derive(Debug, Args)]
+#[derive(Debug, Clone, Args)]
 pub struct Start {
     /// Check and show what would be done, change nothing
     #[arg(long)]
@@ -79,7 +79,7 @@ pub enum Switch {
 }
 
 /// Verbs that change nodes.
-#[derive(Debug, Subcommand)]
+#[derive(Debug, Clone, Subcommand)]
 pub enum NodeVerb {
     /// Take leaderships off a node, or everything, and keep them off until `undrain`
     Drain {
@@ -157,7 +157,7 @@ pub enum NodeVerb {
 }
 
 /// Verbs that change shards.
-#[derive(Debug, Subcommand)]
+#[derive(Debug, Clone, Subcommand)]
 pub enum ShardVerb {
     /// Make two neighbours one shard
     Merge {
@@ -184,7 +184,7 @@ pub enum ShardVerb {
 }
 
 /// Verbs on copies, for experts.
-#[derive(Debug, Subcommand)]
+#[derive(Debug, Clone, Subcommand)]
 pub enum ReplicaCommand {
     /// Give a shard one more copy
     Add {
@@ -209,7 +209,7 @@ pub enum ReplicaCommand {
 }
 
 /// Verbs on operations.
-#[derive(Debug, Subcommand)]
+#[derive(Debug, Clone, Subcommand)]
 pub enum OpCommand {
     /// Operations under way
     List {
@@ -271,7 +271,7 @@ pub enum OpCommand {
 }
 
 /// Verbs on rebalancing.
-#[derive(Debug, Subcommand)]
+#[derive(Debug, Clone, Subcommand)]
 pub enum RebalanceCommand {
     /// What would be moved, and how the spread would change
     Plan {
@@ -299,7 +299,7 @@ pub enum RebalanceCommand {
 }
 
 /// The cluster's settings.
-#[derive(Debug, Args)]
+#[derive(Debug, Clone, Args)]
 #[group(required = true, multiple = true)]
 pub struct SettingArgs {
     /// Make the copies of a silent node again after this long
@@ -326,7 +326,7 @@ pub struct SettingArgs {
 }
 
 /// How a service's shards are cut and copied.
-#[derive(Debug, Args)]
+#[derive(Debug, Clone, Args)]
 #[group(required = true, multiple = true)]
 pub struct ServiceArgs {
     /// Copies of each shard: 1, 3, 5 or 7
@@ -540,7 +540,7 @@ pub(super) async fn rebalance(env: &Environment, command: RebalanceCommand) -> E
 pub(super) async fn show_settings(env: &Environment) -> Ended {
     let client = env.connect().await?;
     let (now, default) = (settings(&client).await?, Settings::default());
-    let mut listing = Listing::new("isx.cluster.show/1", &["KEY", "VALUE", "DEFAULT"]);
+    let mut listing = Listing::new("isx.cluster.show/1", &["KEY:key", "VALUE:value", "DEFAULT:default"]);
     for (row, usual) in rows(&now).into_iter().zip(rows(&default)) {
         let item = json!({"key": row.0, "value": row.1, "default": usual.1});
         listing.push(vec![row.0.to_owned(), row.1, usual.1], item);
@@ -780,8 +780,8 @@ async fn watch(
         told = message;
         if shown.op.state.is_over() {
             bar.finish_and_clear();
-            if matches!(env.format(), Format::Json | Format::Jsonl) {
-                env.print(&pretty(&view_json(&shown)))?;
+            if env.format().is_json() {
+                env.print_json(&view_json(&shown))?;
             } else if aloud {
                 let took = shown.op.ended_ms.saturating_sub(shown.op.created_ms);
                 let text = format!(
@@ -860,6 +860,7 @@ fn view_json(shown: &OpView) -> Value {
         "result": op.result, "done": shown.done, "total": shown.total, "doneBytes": shown.done_bytes,
         "totalBytes": shown.total_bytes, "bytesPerSecond": shown.bytes_per_second, "etaSeconds": shown.eta_s,
         "limitedBy": shown.limited_by, "steps": shown.steps, "blocked": shown.blocked,
+        "blockedCount": shown.blocked.len(),
         "tolerance": {"now": shown.tolerance.0, "lowest": shown.tolerance.1, "after": shown.tolerance.2},
     })
 }
@@ -903,6 +904,7 @@ fn list(env: &Environment, ops: &[OpView]) -> Ended {
                 or_dash(&shown.limited_by),
                 shown.blocked.len().to_string(),
                 op.by.clone(),
+                or_dash(&op.because),
             ],
             view_json(shown),
         );
@@ -911,8 +913,8 @@ fn list(env: &Environment, ops: &[OpView]) -> Ended {
 }
 
 fn show(env: &Environment, shown: &OpView) -> Ended {
-    if matches!(env.format(), Format::Json | Format::Jsonl) {
-        return env.print(&pretty(&view_json(shown)));
+    if env.format().is_json() {
+        return env.print_json(&view_json(shown));
     }
     let op = &shown.op;
     let mut text = if op.state == OpState::Planned {
