@@ -101,11 +101,11 @@ async fn add(env: &Environment, zone: Option<String>, place: &DevPlace) -> Ended
     let directory = directory(place);
     let nodes = dev::nodes(&directory)?;
     let client = env.connect().await?;
-    let token = super::cluster::new_token(&client, Duration::from_secs(600)).await?;
+    let line = super::cluster::join_line(env, &client, Duration::from_secs(600)).await?;
     let number = |node: &LocalNode| node.name.trim_start_matches('n').parse().unwrap_or(0u32);
     let next = nodes.iter().map(number).max().unwrap_or(0) + 1;
     let node = dev::new_node(&directory, next, zone)?;
-    dev::join(&directory, &node, &token)?;
+    dev::join(&directory, &node, &line.to_string())?;
     let found = find(place, &node.name)?;
     dev::start(&[&found])?;
     // It has joined once the directory has heard from it.
