@@ -867,16 +867,17 @@ fn view_json(shown: &OpView) -> Value {
 
 fn list(env: &Environment, ops: &[OpView]) -> Ended {
     let columns = [
-        "OP",
-        "KIND",
-        "OBJECT",
-        "STATE",
-        "DONE",
-        "SPEED",
-        "ETA",
-        "LIMITED BY",
-        "BLOCKED",
-        "BY WHOM",
+        "OP:op",
+        "KIND:kind",
+        "OBJECT:object",
+        "STATE:state",
+        "DONE:done",
+        "SPEED:bytesPerSecond",
+        "ETA:etaSeconds",
+        "LIMITED BY:limitedBy",
+        "BLOCKED:blockedCount",
+        "BY WHOM:by",
+        "+BECAUSE:because",
     ];
     let mut listing = Listing::new("isx.op.list/1", &columns);
     for shown in ops {

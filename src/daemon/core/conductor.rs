@@ -658,6 +658,12 @@ impl Node {
                     begins.extend(left.into_iter().map(|shard| swap(shard, Some(new), Some(old))));
                 }
                 Goal::Merge { left, right } => match (self.map.shard(left), self.map.shard(right)) {
+                    // What is being changed for another reason is settled first.
+                    (Some(l), Some(r))
+                        if ledger.tasks.contains_key(&l.id)
+                            || ledger.tasks.contains_key(&r.id)
+                            || l.settled_nodes().is_none()
+                            || r.settled_nodes().is_none() => {}
                     (Some(l), Some(r)) => match align(l, r) {
                         Ok(Some((add, remove))) => begins.push(swap(right, Some(add), Some(remove))),
                         Ok(None) => begins.push(Task {
