@@ -390,8 +390,8 @@ impl Node {
                 .is_some_and(|&heard| self.clock.now.since(heard) <= super::limits::PEER_SILENT_AFTER)
     }
 
-    /// The cluster as this node sees it.
-    pub(super) fn cluster_view(&self) -> ClusterView {
+    /// The cluster as this node sees it; `emptied` is a node that the question is about.
+    pub(super) fn cluster_view(&self, emptied: Option<NodeId>) -> ClusterView {
         let now = self.clock.now;
         let mut view = ClusterView {
             version: self.map.version,
@@ -464,11 +464,11 @@ impl Node {
             merge_bytes: 0,
             min_shards: 1,
         });
-        let members = view
-            .nodes
-            .iter()
-            .filter(|node| node.membership == Membership::Active)
-            .count();
+        // Five copies of the directory where there are five nodes that stay.
+        let stays = |node: &&NodeView| {
+            node.membership == Membership::Active && node.intent == Intent::Stay && Some(node.id) != emptied
+        };
+        let members = view.nodes.iter().filter(stays).count();
         view.rules.push(Rule {
             name: "directory".to_owned(),
             replicas: if members >= 5 { 5 } else { 3.min(members.max(1) as u32) },
@@ -595,7 +595,7 @@ impl Node {
         let Some(directory) = &self.directory else { return };
         let ledger = directory.ledger.clone();
         self.begin_named(&ledger);
-        let view = self.cluster_view();
+        let view = self.cluster_view(None);
         let asked_to_spread = ledger
             .open()
             .any(|op| op.goal == Goal::Rebalance && op.state == OpState::Running);
@@ -1081,7 +1081,7 @@ impl Node {
                     .map(|directory| directory.ledger.settings.clone());
                 Response::Settings(settings.unwrap_or_default())
             }
-            Request::MayStop { nodes } => match check::ok_to_stop(&self.cluster_view(), &nodes) {
+            Request::MayStop { nodes } => match check::ok_to_stop(&self.cluster_view(None), &nodes) {
                 Ok(()) => Response::Asked,
                 Err(blockers) => Response::Error(refused("these nodes can't be stopped now", &blockers)),
             },
@@ -1168,7 +1168,7 @@ impl Node {
 
     /// Whether an operation can reach its goal, and what it takes.
     fn check_op(&self, op: &Op) -> Result<OpView, WireError> {
-        let view = self.cluster_view();
+        let view = self.cluster_view(op.goal.node());
         let unknown_shard = |shard: ShardId| {
             let text = format!("no {shard} is known; nothing was changed");
             WireError::new(Code::NoSuchShard, text)
@@ -1292,7 +1292,7 @@ impl Node {
     }
 
     fn op_views(&mut self, all: bool) -> Vec<OpView> {
-        let view = self.cluster_view();
+        let view = self.cluster_view(None);
         let Some(directory) = &self.directory else {
             return Vec::new();
         };
