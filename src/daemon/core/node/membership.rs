@@ -35,7 +35,7 @@ impl Node {
             return;
         };
         if is_done(&replica.shard, &changes) {
-            let response = Response::Shard(replica.shard.clone());
+            let response = Response::Shard(Box::new(replica.shard.clone()));
             return self.reply(waiting, response, None, None, effects);
         }
         if let Err(error) = self.check_change(replica, epoch, &changes) {
@@ -156,10 +156,10 @@ impl Node {
             }
             Ok(()) => {
                 for waiting in std::mem::take(&mut replica.change_waiters) {
-                    let response = Response::Shard(replica.shard.clone());
+                    let response = Response::Shard(Box::new(replica.shard.clone()));
                     self.reply(waiting, response, None, None, effects);
                 }
-                Response::Shard(replica.shard.clone())
+                Response::Shard(Box::new(replica.shard.clone()))
             }
             Err(error) => Response::Error(error),
         };

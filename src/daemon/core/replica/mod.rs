@@ -179,6 +179,10 @@ pub struct Replica {
     /// The shard's epoch as its leader knew it when it first spoke to this copy.
     pub made_at: Epoch,
     unsaved_commit: Option<HardState>,
+    /// A shard was born of this one's log. Before the child's first log write is on disk, so must be that the split is
+    /// committed: or after a crash this copy could get a snapshot from behind the split instead of making the child
+    /// again, and what the child has promised would be lost.
+    pub must_keep_commit: bool,
     told: (StateRole, u64, u64),
     /// Requests served since the last count, and per second before that.
     pub served: u64,
@@ -249,6 +253,7 @@ impl Replica {
             stalled: false,
             made_at: Epoch(0),
             unsaved_commit: None,
+            must_keep_commit: false,
             told: (StateRole::Follower, 0, 0),
             served: 0,
             requests_per_s: 0,
@@ -822,6 +827,22 @@ impl Replica {
         let needed = self.following.values().map(|&(_, index)| index).min();
         let keep_from = needed.unwrap_or(applied).min(applied);
         self.raft.mut_store().compact(keep_from, self.tail_max);
+    }
+
+    /// Writes the commit along with this step's log write, where something depends on it.
+    pub fn keep_commit(&mut self, write: &mut Option<ShardWrite>) {
+        if !std::mem::take(&mut self.must_keep_commit) {
+            return;
+        }
+        if let Some(hard_state) = self.unsaved_commit.take() {
+            let write = write.get_or_insert_with(|| ShardWrite {
+                shard: self.shard.id,
+                hard_state: None,
+                entries: Vec::new(),
+                complete: false,
+            });
+            write.hard_state = Some(hard_state);
+        }
     }
 
     /// Forgets snapshots whose receivers had time enough to follow.
