@@ -93,7 +93,7 @@ impl Node {
             match replica.lag(id) {
                 Some(lag) if lag <= CAUGHT_UP_WITHIN => Ok(()),
                 Some(lag) => Err(format!("{id} on {node} is {lag} entries behind")),
-                None => Err(format!("{id} on {node} is getting a snapshot")),
+                None => Err(format!("{id} on {node} does not follow yet")),
             }
         };
         let is_healthy = |replica: &&ReplicaDescriptor| health(replica.id, replica.node).is_ok();

@@ -863,14 +863,15 @@ impl Replica {
         self.is_leader() && self.shard.is_joint() && !self.has_pending_change()
     }
 
-    /// How far a replica is behind the commit, as the leader knows; `None` for one that is getting a snapshot.
+    /// How far a replica is behind the commit, as the leader knows; `None` for one that does not follow: nothing was heard
+    /// of it in this term, or it needs or is getting a snapshot. (In a young shard that is not far behind.)
     pub fn lag(&self, id: ReplicaId) -> Option<u64> {
         if id == self.id {
             return Some(0);
         }
         let progress = self.raft.raft.prs().get(id.0)?;
-        let snapshot = progress.state == raft::ProgressState::Snapshot;
-        (!snapshot).then(|| self.committed().saturating_sub(progress.matched))
+        let follows = progress.matched > 0 && progress.state == raft::ProgressState::Replicate;
+        follows.then(|| self.committed().saturating_sub(progress.matched))
     }
 
     /// Applies a change of who votes. The error is the same on every replica.

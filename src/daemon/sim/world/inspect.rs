@@ -67,7 +67,7 @@ impl World {
         };
         let mut copies = process.node.replicas();
         let copy = copies.find(|copy| copy.shard.id == shard && copy.id == replica.id);
-        copy.is_some_and(|copy| copy.last_index() + 2 * CAUGHT_UP_WITHIN >= committed)
+        copy.is_some_and(|copy| copy.is_initialized() && copy.last_index() + 2 * CAUGHT_UP_WITHIN >= committed)
     }
 
     pub(super) fn housekeeping(&mut self) -> Result<(), Violation> {
