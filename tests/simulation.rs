@@ -95,13 +95,18 @@ fn agrees_under_faults_then_recovers() {
     let reports = reports.into_inner().unwrap();
     let sum = |f: fn(&Report) -> u64| reports.iter().map(f).sum::<u64>();
     println!(
-        "{} seeds of {secs} s: {} events, {} faults, {} elections, {} snapshots, {} shards; requests answered {}, failed {}, unknown {}",
+        "{} seeds of {secs} s: {} events, {} faults, {} elections, {} snapshots, {} shards; {} changes of replicas, {} freezes, {} merges, {} thaws, {} copies destroyed; requests answered {}, failed {}, unknown {}",
         reports.len(),
         sum(|r| r.events),
         sum(|r| r.faults),
         sum(|r| r.elections),
         sum(|r| r.snapshots),
         sum(|r| r.shards as u64),
+        sum(|r| r.operations[0] as u64),
+        sum(|r| r.operations[1] as u64),
+        sum(|r| r.operations[2] as u64),
+        sum(|r| r.operations[3] as u64),
+        sum(|r| r.operations[4] as u64),
         sum(|r| r.outcomes[0] as u64),
         sum(|r| r.outcomes[1] as u64),
         sum(|r| r.outcomes[2] as u64),

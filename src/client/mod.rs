@@ -430,7 +430,7 @@ impl Client {
                 let mut state = self.shared.state();
                 state.map.learn_shard(&left);
                 state.map.learn_shard(&right);
-                Ok((left, right))
+                Ok((*left, *right))
             }
             _ => Err(unexpected("split")),
         }

@@ -141,7 +141,7 @@ pub enum Request {
         /// Its epoch, as when the right one was frozen.
         left_epoch: Epoch,
         /// The right shard, as the freeze left it.
-        right: ShardDescriptor,
+        right: Box<ShardDescriptor>,
         /// Makes a repeat harmless.
         id: RequestId,
     },
@@ -151,7 +151,7 @@ pub enum Request {
         shard: ShardId,
         /// The left shard at a later epoch than the merge was planned for, without the frozen one: the merge can never
         /// happen any more.
-        proof: ShardDescriptor,
+        proof: Box<ShardDescriptor>,
         /// Makes a repeat harmless.
         id: RequestId,
     },
@@ -351,12 +351,12 @@ pub enum Response {
     /// To `SplitShard`: both halves.
     Split {
         /// Holds what lies before the split point.
-        left: ShardDescriptor,
+        left: Box<ShardDescriptor>,
         /// Holds the rest.
-        right: ShardDescriptor,
+        right: Box<ShardDescriptor>,
     },
     /// To `ChangeReplicas`, `FreezeShard`, `MergeShards`, `ThawShard`, `BumpEpoch`: the shard as it is now.
-    Shard(ShardDescriptor),
+    Shard(Box<ShardDescriptor>),
     /// To `TransferLeader`: asked; who leads is seen in the map.
     Asked,
     /// To `CreateToken`.

@@ -66,14 +66,14 @@ pub enum Command {
         /// The shard must still be at this epoch.
         left_epoch: Epoch,
         /// The neighbour as the freeze left it.
-        right: ShardDescriptor,
+        right: Box<ShardDescriptor>,
         /// The operator's request.
         id: RequestId,
     },
     /// Take a freeze back.
     Thaw {
         /// The left neighbour, after the merge became impossible.
-        proof: ShardDescriptor,
+        proof: Box<ShardDescriptor>,
         /// The operator's request.
         id: RequestId,
     },

@@ -399,7 +399,7 @@ impl Node {
             } => {
                 let descriptor = replica.shard.clone();
                 if merge::is_frozen_for(&descriptor, into, left_epoch) {
-                    return self.reply(waiting, Response::Shard(descriptor), None, None, effects);
+                    return self.reply(waiting, Response::Shard(Box::new(descriptor)), None, None, effects);
                 }
                 let command = Command::Freeze {
                     epoch,
@@ -415,7 +415,7 @@ impl Node {
             } => {
                 let descriptor = replica.shard.clone();
                 if merge::is_merged(&descriptor, &right) {
-                    return self.reply(waiting, Response::Shard(descriptor), None, None, effects);
+                    return self.reply(waiting, Response::Shard(Box::new(descriptor)), None, None, effects);
                 }
                 let checked = self.check_merge(&descriptor, left_epoch, &right);
                 let command = Command::Merge { left_epoch, right, id };
@@ -428,7 +428,7 @@ impl Node {
             Request::BumpEpoch { epoch, id, .. } => {
                 if replica.shard.epoch > epoch {
                     let descriptor = replica.shard.clone();
-                    return self.reply(waiting, Response::Shard(descriptor), None, None, effects);
+                    return self.reply(waiting, Response::Shard(Box::new(descriptor)), None, None, effects);
                 }
                 replica.propose(Command::BumpEpoch { epoch, id }, waiting);
                 None

@@ -1,6 +1,6 @@
 //! One checker per property, named after it. They watch what the drivers see of the cores (views of replicas, log
 //! writes, rows) and what clients were told; none of them trusts a core's own opinion of whether all is well.
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 
 use bytes::Bytes;
@@ -8,7 +8,7 @@ use raft::eraftpb::Entry;
 
 use super::lin::{self, Moment, Operation, What};
 use crate::daemon::core::state::{LogBatch, LogSeq, ReplicaMeta};
-use crate::protocol::id::{NodeId, ReplicaId, RequestId, ShardId};
+use crate::protocol::id::{Epoch, NodeId, ReplicaId, RequestId, ShardId};
 use crate::protocol::key::KeyRange;
 use crate::protocol::request::{Change, Condition, Written};
 use crate::protocol::shard_map::ShardDescriptor;
@@ -32,13 +32,15 @@ pub enum Property {
     Same,
     /// Versions of an entity never repeat or go back.
     Ver,
+    /// No command leaves a shard without a live, caught-up quorum, and no member's copy is destroyed.
+    Repl,
     /// A node stops when its disk fails, and only then.
     Stop,
     /// Nothing that arrives makes a node panic or answer nonsense.
     Calm,
     /// Every shard serves within a bound once the faults end.
     Back,
-    /// Every replica catches up once the faults end.
+    /// Every replica catches up once the faults end, and nothing is left half done.
     CatchUp,
 }
 
@@ -53,6 +55,7 @@ impl fmt::Display for Property {
             Property::Log => "S7 LOG",
             Property::Same => "S8 SAME",
             Property::Ver => "S9 VER",
+            Property::Repl => "S12 REPL",
             Property::Stop => "S13 STOP",
             Property::Calm => "S16 CALM",
             Property::Back => "L1 BACK",
@@ -389,15 +392,24 @@ fn checksum(entry: &Entry) -> u32 {
 pub struct Cover {
     /// The newest descriptor of each shard that any replica ever applied.
     newest: BTreeMap<ShardId, ShardDescriptor>,
+    /// Shards that were absorbed. Copies may linger, and serve nothing.
+    gone: BTreeSet<ShardId>,
     changed: bool,
 }
 
 impl Cover {
     /// Takes in a replica's descriptor. All replicas of a node go in before `judge`: a split changes two at once.
     pub fn see(&mut self, node: NodeId, replica: &Replica<'_>) -> Result<(), Violation> {
-        let shard = replica.shard;
         if replica.applied == 0 {
             // Made because a peer spoke to it: it holds nothing yet.
+            return Ok(());
+        }
+        self.learn(node, replica.shard)
+    }
+
+    /// Takes in what a replica has applied.
+    pub fn learn(&mut self, node: NodeId, shard: &ShardDescriptor) -> Result<(), Violation> {
+        if self.gone.contains(&shard.id) {
             return Ok(());
         }
         match self.newest.get(&shard.id) {
@@ -413,6 +425,10 @@ impl Cover {
                 Err(Violation::new(Property::Cover, text))
             }
             _ => {
+                for &id in &shard.absorbed {
+                    self.newest.remove(&id);
+                    self.gone.insert(id);
+                }
                 self.newest.insert(shard.id, shard.clone());
                 self.changed = true;
                 Ok(())
@@ -458,9 +474,55 @@ impl Cover {
         Ok(())
     }
 
+    /// The newest descriptor of a shard that is not gone.
+    pub fn shard(&self, id: ShardId) -> Option<&ShardDescriptor> {
+        self.newest.get(&id)
+    }
+
     /// The newest descriptors.
     pub fn shards(&self) -> impl Iterator<Item = &ShardDescriptor> {
         self.newest.values()
+    }
+}
+
+/// S12 REPL: which changes of voters have been judged.
+#[derive(Debug, Default)]
+pub struct Repl {
+    voters: BTreeMap<ShardId, (Epoch, Vec<ReplicaId>)>,
+}
+
+impl Repl {
+    /// Whether a leader has just come to have other voters.
+    pub fn is_change(&mut self, replica: &Replica<'_>) -> bool {
+        let shard = replica.shard;
+        let voters: Vec<ReplicaId> = shard.replicas.iter().filter(|r| r.role.votes()).map(|r| r.id).collect();
+        let known = self.voters.entry(shard.id).or_default();
+        if !replica.is_leader || known.0 >= shard.epoch {
+            return false;
+        }
+        let is_first = known.1.is_empty();
+        let changed = known.1 != voters;
+        *known = (shard.epoch, voters);
+        changed && !is_first
+    }
+
+    /// Judges the voters of a new configuration; `is_fit` says which are caught up, or have an excuse.
+    pub fn judge(
+        shard: &ShardDescriptor,
+        is_fit: impl Fn(&crate::protocol::shard_map::ReplicaDescriptor) -> bool,
+    ) -> Result<(), Violation> {
+        let voters: Vec<_> = shard.replicas.iter().filter(|r| r.role.votes()).collect();
+        let fit = voters.iter().filter(|replica| is_fit(replica)).count();
+        if fit > voters.len() / 2 {
+            return Ok(());
+        }
+        let text = format!(
+            "{fit} of {} voters of {} {} are caught up",
+            voters.len(),
+            shard.id,
+            shard.epoch
+        );
+        Err(Violation::new(Property::Repl, text))
     }
 }
 
@@ -704,7 +766,6 @@ impl Record {
 mod tests {
     use super::*;
     use crate::daemon::core::state::ShardWrite;
-    use crate::protocol::id::Epoch;
     use crate::protocol::key::Position;
     use raft::eraftpb::HardState;
 

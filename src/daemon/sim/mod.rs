@@ -7,6 +7,7 @@ pub mod fault;
 pub mod lin;
 mod machine;
 pub mod network;
+pub mod operator;
 pub mod schedule;
 pub mod trace;
 pub mod workload;

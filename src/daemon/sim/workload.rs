@@ -7,6 +7,7 @@ use bytes::Bytes;
 
 use super::check::{Asked, Once, Outcome, Property, Record, Violation};
 use super::lin::{Moment, What};
+use super::operator::{Step, choose, choose_thaw, shard_of};
 use crate::daemon::core::time::{Span, Time};
 use crate::protocol::error::{Class, Code, WireError};
 use crate::protocol::id::{NodeId, RequestId, ShardId};
@@ -54,8 +55,10 @@ pub enum Act {
 pub enum Mode {
     /// Draws reads and writes of entities.
     Entities,
-    /// Draws splits and leader transfers.
+    /// Draws splits, moves, merges and leader transfers.
     Operator,
+    /// Takes back freezes that somebody left behind.
+    Janitor,
     /// Reads these entities, in order, each until it is answered; then is quiet.
     Read(VecDeque<(String, String)>),
     /// Ends what it is at, then nothing.
@@ -130,6 +133,7 @@ enum Kind {
     },
     Split,
     Transfer,
+    Op(Box<Step>),
 }
 
 impl Client {
@@ -137,23 +141,27 @@ impl Client {
     pub fn new(number: usize, seed: u64, mode: Mode) -> Self {
         let mut rng = fastrand::Rng::with_seed(seed);
         let think_max = match mode {
-            Mode::Operator => Span::secs(6),
+            Mode::Operator => Span::millis([600, 2_000, 6_000][rng.usize(..3)]),
+            Mode::Janitor => Span::millis(50),
             _ => Span::millis([20, 60, 150, 300][rng.usize(..4)]),
         };
         Self {
             number,
-            mode,
             uses_map: rng.u32(..10) < 6,
             map: ShardMap::default(),
             attempt_timeout: Span::millis(rng.u64(150..1000)),
-            patience: Span::millis(rng.u64(1000..6000)),
+            patience: Span::millis(match mode {
+                Mode::Operator => rng.u64(2000..9000),
+                _ => rng.u64(1000..6000),
+            }),
             think_max,
             task: None,
             token: 0,
             next_tag: 1,
             next_number: 1,
             attempts: BTreeMap::new(),
-            splits_left: 4,
+            mode,
+            splits_left: 10,
             known: BTreeMap::new(),
             heard_of: BTreeSet::new(),
             last_written: None,
@@ -166,6 +174,11 @@ impl Client {
     pub fn set_mode(&mut self, mode: Mode) -> u64 {
         self.mode = mode;
         self.token
+    }
+
+    /// What it does with its time.
+    pub fn mode(&self) -> &Mode {
+        &self.mode
     }
 
     /// Whether it has nothing under way and nothing it wants to start.
@@ -259,7 +272,7 @@ impl Client {
             }
             return Ok(());
         };
-        let verdict = self.take_answer(task, now, moment, attempt.at, tag, response, once)?;
+        let verdict = self.take_answer(task, now, moment, attempt.at, tag, response, once, stage)?;
         match verdict {
             Next::Wait(task) => self.task = Some(task),
             Next::Retry(task, pause) => {
@@ -285,6 +298,7 @@ impl Client {
         tag: u64,
         response: Response,
         once: &mut Once,
+        stage: &Stage,
     ) -> Result<Next, Violation> {
         let is_current = task.waits_for == Some(tag);
         if let Response::Error(error) = &response {
@@ -410,6 +424,29 @@ impl Client {
                 Ok(Next::Done)
             }
             (Kind::Transfer, Response::Asked) => Ok(Next::Done),
+            (Kind::Op(step), Response::Map(view)) if matches!(**step, Step::Look | Step::LookForFrozen) => {
+                self.map.learn(&view);
+                let id = self.request_id();
+                let chosen = match **step {
+                    Step::LookForFrozen => choose_thaw(&self.map, id),
+                    _ => choose(&mut self.rng, &self.map, &stage.nodes, id),
+                };
+                Ok(op(chosen))
+            }
+            (Kind::Op(step), Response::Error(error)) if Step::may_be_refused(error.code) => {
+                let id = self.request_id();
+                Ok(op(step.as_ref().clone().after_failure(id)))
+            }
+            (Kind::Op(step), answer @ (Response::Shard(_) | Response::Ids { .. })) => {
+                if let (Request::AllocateIds { id, .. }, &Response::Ids { first }) = (&task.request, &answer) {
+                    once.allocated(*id, first, 1)?;
+                }
+                if let Response::Shard(shard) = &answer {
+                    self.map.learn_shard(shard);
+                }
+                let id = self.request_id();
+                Ok(op(step.as_ref().clone().next(&mut self.rng, &answer, id)))
+            }
             // Somebody else was there first, or the drawn node is no voter.
             (Kind::Split | Kind::Transfer, Response::Error(error))
                 if matches!(
@@ -545,12 +582,21 @@ impl Client {
                 );
             }
             Mode::Operator => self.start_operator(now, moment, stage, acts),
+            Mode::Janitor => {
+                let kind = Kind::Op(Box::new(Step::LookForFrozen));
+                self.begin(now, moment, kind, Request::Map, Role::Admin, stage, acts);
+            }
             Mode::Entities => self.start_entities(now, moment, stage, acts),
         }
     }
 
     fn start_operator(&mut self, now: Time, moment: Moment, stage: &Stage, acts: &mut Vec<Act>) {
-        if self.splits_left > 0 && self.rng.u32(..10) < 4 {
+        let count = self.map.shards().count();
+        if self.rng.u32(..10) < 6 {
+            let kind = Kind::Op(Box::new(Step::Look));
+            return self.begin(now, moment, kind, Request::Map, Role::Admin, stage, acts);
+        }
+        if self.splits_left > 0 && count < 14 && self.rng.u32(..10) < 5 {
             self.splits_left -= 1;
             let id = self.request_id();
             return self.begin(
@@ -749,8 +795,8 @@ impl Client {
 
     /// The next part of something that takes several requests.
     fn go_on(&mut self, now: Time, moment: Moment, kind: Kind, request: Request, stage: &Stage, acts: &mut Vec<Act>) {
-        let role = match request {
-            Request::SplitShard { .. } | Request::AllocateIds { .. } => Role::Admin,
+        let role = match kind {
+            Kind::Split | Kind::Ids { .. } | Kind::MapForSplit { .. } | Kind::Op(_) => Role::Admin,
             _ => Role::Viewer,
         };
         self.begin(now, moment, kind, request, role, stage, acts);
@@ -845,7 +891,7 @@ impl Client {
         }
         let position = position_of(request);
         let shard = match request {
-            Request::SplitShard { shard, .. } | Request::TransferLeader { shard, .. } => self.map.shard(*shard),
+            _ if shard_of(request).is_some() => shard_of(request).and_then(|shard| self.map.shard(shard)),
             _ => position.as_ref().and_then(|position| self.map.find(position)),
         };
         let Some(shard) = shard else { return any };
@@ -858,8 +904,13 @@ impl Client {
 
     /// The task ends without an answer that settles it.
     fn give_up(&mut self, task: Task, moment: Moment) -> Next {
-        let Kind::Write(record) = task.kind else {
-            return Next::Done;
+        let record = match task.kind {
+            Kind::Write(record) => record,
+            Kind::Op(step) => {
+                let id = self.request_id();
+                return op(step.after_failure(id));
+            }
+            _ => return Next::Done,
         };
         let written = &mut self.records[record];
         if !task.is_open {
@@ -896,6 +947,14 @@ enum Next {
     Retry(Task, Span),
     Then(Kind, Request),
     Done,
+}
+
+/// An operation goes on, or is over.
+fn op(next: Option<(Step, Request)>) -> Next {
+    match next {
+        Some((step, request)) => Next::Then(Kind::Op(Box::new(step)), request),
+        None => Next::Done,
+    }
 }
 
 /// The entities that everybody wants.

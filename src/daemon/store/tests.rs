@@ -8,7 +8,7 @@ use raft::eraftpb::{Entry, HardState};
 
 use super::*;
 use crate::daemon::core::state::{Install, LogBatch, ReplicaMeta, ShardWrite, State};
-use crate::protocol::id::Epoch;
+use crate::protocol::id::{Epoch, ReplicaId};
 use crate::protocol::key::{KeyRange, Position};
 use crate::protocol::shard_map::ShardDescriptor;
 

@@ -35,7 +35,7 @@ impl Node {
             return;
         };
         if is_done(&replica.shard, &changes) {
-            let response = Response::Shard(replica.shard.clone());
+            let response = Response::Shard(Box::new(replica.shard.clone()));
             return self.reply(waiting, response, None, None, effects);
         }
         if let Err(error) = self.check_change(replica, epoch, &changes) {
@@ -93,7 +93,7 @@ impl Node {
             match replica.lag(id) {
                 Some(lag) if lag <= CAUGHT_UP_WITHIN => Ok(()),
                 Some(lag) => Err(format!("{id} on {node} is {lag} entries behind")),
-                None => Err(format!("{id} on {node} is getting a snapshot")),
+                None => Err(format!("{id} on {node} does not follow yet")),
             }
         };
         let is_healthy = |replica: &&ReplicaDescriptor| health(replica.id, replica.node).is_ok();
@@ -156,10 +156,10 @@ impl Node {
             }
             Ok(()) => {
                 for waiting in std::mem::take(&mut replica.change_waiters) {
-                    let response = Response::Shard(replica.shard.clone());
+                    let response = Response::Shard(Box::new(replica.shard.clone()));
                     self.reply(waiting, response, None, None, effects);
                 }
-                Response::Shard(replica.shard.clone())
+                Response::Shard(Box::new(replica.shard.clone()))
             }
             Err(error) => Response::Error(error),
         };

@@ -193,7 +193,7 @@ impl Node {
         effects: &mut Effects,
     ) -> Response {
         if is_frozen_for(&replica.shard, into, left_epoch) {
-            return Response::Shard(replica.shard.clone());
+            return Response::Shard(Box::new(replica.shard.clone()));
         }
         if let Err(error) = check_freeze(&replica.shard, epoch) {
             return Response::Error(error);
@@ -212,7 +212,7 @@ impl Node {
         self.unpark = true;
         let shard = replica.shard.id;
         effects.push(Effect::Event(Event::Frozen { shard, into }));
-        Response::Shard(replica.shard.clone())
+        Response::Shard(Box::new(replica.shard.clone()))
     }
 
     pub(super) fn apply_thaw(
@@ -233,7 +233,7 @@ impl Node {
             let shard = replica.shard.id;
             effects.push(Effect::Event(Event::Thawed { shard }));
         }
-        Response::Shard(replica.shard.clone())
+        Response::Shard(Box::new(replica.shard.clone()))
     }
 
     pub(super) fn apply_bump(&mut self, replica: &mut Replica, epoch: Epoch) -> Response {
@@ -244,7 +244,7 @@ impl Node {
             self.last_report = Time(0);
         }
         // At another epoch the wish is fulfilled already.
-        Response::Shard(replica.shard.clone())
+        Response::Shard(Box::new(replica.shard.clone()))
     }
 
     /// The left shard's copy takes over the right one's, which is on this node.
@@ -260,7 +260,7 @@ impl Node {
         effects: &mut Effects,
     ) -> Result<Response, StateError> {
         if is_merged(&left.shard, right) {
-            return Ok(Response::Shard(left.shard.clone()));
+            return Ok(Response::Shard(Box::new(left.shard.clone())));
         }
         if let Err(error) = check_merge(&left.shard, left_epoch, right) {
             return Ok(Response::Error(error));
@@ -297,7 +297,7 @@ impl Node {
             left: left.shard.clone(),
             right: right.id,
         }));
-        Ok(Response::Shard(left.shard.clone()))
+        Ok(Response::Shard(Box::new(left.shard.clone())))
     }
 
     /// Takes the right shard's copy out of the node, with everything applied up to its freeze. `None` if it is not here.

@@ -648,8 +648,7 @@ impl Node {
             }
         }
         for (shard, (meta, mut log)) in logs {
-            let births = self.births_in(&meta.shard, &log);
-            log.hard_state.commit = log.hard_state.commit.max(births).clamp(meta.applied, log.last());
+            log.hard_state.commit = log.hard_state.commit.clamp(meta.applied, log.last());
             log.hard_state.term = log.hard_state.term.max(meta.applied_term);
             let mine = meta.shard.replica_on(self.config.node).map(|replica| replica.id);
             let id = match (meta.replica, mine) {
@@ -678,40 +677,6 @@ impl Node {
         Ok(())
     }
 
-    /// The last entry of `log` that split off a shard which has entries of its own in this node's log. It must have been
-    /// committed for those to be written, whatever the hard state remembers. Without it the child would not be born
-    /// again before the parent hears of the commit, and a snapshot of the parent might come first: then the child's
-    /// entries, which this node has acknowledged, would belong to nobody.
-    fn births_in(&self, parent: &ShardDescriptor, log: &LogView) -> u64 {
-        if self.orphans.values().all(|orphan| orphan.entries.is_empty()) {
-            return 0;
-        }
-        let (mut shard, mut last) = (parent.clone(), 0);
-        for entry in log.entries_behind(log.applied.0) {
-            let Ok(payload) = Payload::decode(&entry.data) else {
-                continue;
-            };
-            for command in payload.commands {
-                let Command::Split { epoch, at, child, .. } = command else {
-                    continue;
-                };
-                let Some((left, _)) = shard.range.split(&at).filter(|_| epoch == shard.epoch) else {
-                    continue;
-                };
-                shard.range = left;
-                shard.epoch = Epoch(epoch.0 + 1);
-                if self
-                    .orphans
-                    .get(&child)
-                    .is_some_and(|orphan| !orphan.entries.is_empty())
-                {
-                    last = entry.index;
-                }
-            }
-        }
-        last
-    }
-
     fn replica_seed(&self) -> u64 {
         self.config.seed ^ self.config.node.0.wrapping_mul(0x9e37_79b9_7f4a_7c15)
     }
@@ -728,8 +693,7 @@ impl Node {
             .collect();
         log.append(&behind);
         hard_state.term = hard_state.term.max(meta.hard_state.term);
-        let births = self.births_in(&meta.shard, &log);
-        hard_state.commit = hard_state.commit.max(births).clamp(base.0, log.last());
+        hard_state.commit = hard_state.commit.clamp(base.0, log.last());
         log.hard_state = hard_state;
         let mut replica = Replica::new(&meta, log, id, self.config.node, self.replica_seed());
         replica.set_tail(self.config.log_tail_entries);
@@ -1124,15 +1088,15 @@ impl Node {
         if replica.is_installing() {
             return self.drop_message(from, "a snapshot while another one is installed", effects);
         }
+        let start = replica.shard.range.start.clone();
+        // What is ready is taken first: Raft must have nothing else in hand when it takes a snapshot.
+        self.touched.insert(raft.shard);
+        self.settle_replicas(state, effects);
         if self.unsaved_births.iter().any(|&child| child != raft.shard) {
             // This may be their parent: its snapshot takes the place of the log entries that make them.
             self.checkpoint_soon = true;
             return self.drop_message(from, "a snapshot before a split is checkpointed", effects);
         }
-        let start = replica.shard.range.start.clone();
-        // What is ready is taken first: Raft must have nothing else in hand when it takes a snapshot.
-        self.touched.insert(raft.shard);
-        self.settle_replicas(state, effects);
         let taken_over = match self.taken_over_by(&manifest.shard) {
             Ok(shards) => shards,
             Err(why) => return self.drop_message(from, why, effects),
@@ -1356,6 +1320,7 @@ impl Node {
     ) -> Result<(), StateError> {
         let mut write = None;
         let result = self.settle_rounds(replica, seq, &mut write, batch, state, effects);
+        replica.keep_commit(&mut write);
         batch.shards.extend(write);
         result
     }
@@ -1459,7 +1424,10 @@ impl Node {
         if !entry.data.is_empty() {
             let payload = Payload::decode(&entry.data)
                 .map_err(|error| StateError::Io(format!("entry {} of {shard}: {error}", entry.index)))?;
-            replica.shard_time_ms += payload.elapsed_ms;
+            if replica.shard.frozen.is_none() {
+                // Behind a freeze nothing changes: copies are taken over at different indexes.
+                replica.shard_time_ms += payload.elapsed_ms;
+            }
             let context = Context {
                 shard,
                 wall_ms: payload.wall_ms,
@@ -1623,6 +1591,7 @@ impl Node {
                 meta.bytes = bytes;
                 self.add_replica(meta, id, orphan);
                 self.unsaved_births.insert(child);
+                replica.must_keep_commit = true;
                 if replica.is_leader()
                     && let Some(child) = self.replicas.get_mut(&child)
                 {
@@ -1644,15 +1613,18 @@ impl Node {
             left: left.clone(),
             right: right.clone(),
         }));
-        Response::Split { left, right }
+        Response::Split {
+            left: Box::new(left),
+            right: Box::new(right),
+        }
     }
 
     /// The answer to a split that has happened already.
     pub(super) fn split_done(&self, left: &ShardDescriptor, at: &Position, child: ShardId) -> Option<Response> {
         let right = self.map.shard(child).filter(|right| right.range.start == *at)?;
         (left.range.end <= *at).then(|| Response::Split {
-            left: left.clone(),
-            right: right.clone(),
+            left: Box::new(left.clone()),
+            right: Box::new(right.clone()),
         })
     }
 
@@ -1690,9 +1662,7 @@ impl Node {
                 replica.dirty = true;
             }
         }
-        let condemned = &self.condemned;
-        let able = |replica: &&mut Replica| !replica.is_installing() && !condemned.contains_key(&replica.shard.id);
-        for replica in self.replicas.values_mut().filter(able) {
+        for replica in self.replicas.values_mut().filter(|replica| !replica.is_installing()) {
             if replica.dirty {
                 replica.dirty = false;
                 replicas.push(replica.meta());

@@ -184,6 +184,10 @@ pub struct Replica {
     /// The shard's epoch as its leader knew it when it first spoke to this copy.
     pub made_at: Epoch,
     unsaved_commit: Option<HardState>,
+    /// A shard was born of this one's log. Before the child's first log write is on disk, so must be that the split is
+    /// committed: or after a crash this copy could get a snapshot from behind the split instead of making the child
+    /// again, and what the child has promised would be lost.
+    pub must_keep_commit: bool,
     told: (StateRole, u64, u64),
     /// Requests served since the last count, and per second before that.
     pub served: u64,
@@ -254,6 +258,7 @@ impl Replica {
             stalled: false,
             made_at: Epoch(0),
             unsaved_commit: None,
+            must_keep_commit: false,
             told: (StateRole::Follower, 0, 0),
             served: 0,
             requests_per_s: 0,
@@ -846,6 +851,22 @@ impl Replica {
         self.raft.mut_store().compact(keep_from, self.tail_max);
     }
 
+    /// Writes the commit along with this step's log write, where something depends on it.
+    pub fn keep_commit(&mut self, write: &mut Option<ShardWrite>) {
+        if !std::mem::take(&mut self.must_keep_commit) {
+            return;
+        }
+        if let Some(hard_state) = self.unsaved_commit.take() {
+            let write = write.get_or_insert_with(|| ShardWrite {
+                shard: self.shard.id,
+                hard_state: None,
+                entries: Vec::new(),
+                complete: false,
+            });
+            write.hard_state = Some(hard_state);
+        }
+    }
+
     /// Forgets snapshots whose receivers had time enough to follow.
     pub fn forget_followers(&mut self, now: Time) {
         let sending = &self.sending;
@@ -864,14 +885,15 @@ impl Replica {
         self.is_leader() && self.shard.is_joint() && !self.has_pending_change()
     }
 
-    /// How far a replica is behind the commit, as the leader knows; `None` for one that is getting a snapshot.
+    /// How far a replica is behind the commit, as the leader knows; `None` for one that does not follow: nothing was heard
+    /// of it in this term, or it needs or is getting a snapshot. (In a young shard that is not far behind.)
     pub fn lag(&self, id: ReplicaId) -> Option<u64> {
         if id == self.id {
             return Some(0);
         }
         let progress = self.raft.raft.prs().get(id.0)?;
-        let snapshot = progress.state == raft::ProgressState::Snapshot;
-        (!snapshot).then(|| self.committed().saturating_sub(progress.matched))
+        let follows = progress.matched > 0 && progress.state == raft::ProgressState::Replicate;
+        follows.then(|| self.committed().saturating_sub(progress.matched))
     }
 
     /// Applies a change of who votes. The error is the same on every replica.

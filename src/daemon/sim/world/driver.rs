@@ -9,7 +9,9 @@ use super::super::machine::{Process, StateJob};
 use super::super::trace::BriefRequest;
 use super::super::workload::Act;
 use crate::daemon::core::effect::{Effect, Effects};
+use crate::daemon::core::event::Event as CoreEvent;
 use crate::daemon::core::input::{Input, SessionId};
+use crate::daemon::core::state::ReplicaMeta;
 use crate::daemon::core::time::{Clock, Span, Time};
 use crate::protocol::codec;
 use crate::protocol::error::{Code, WireError};
@@ -91,6 +93,28 @@ impl World {
         }
     }
 
+    /// Counts what was done to shards: each once, however many copies did it.
+    fn count(&mut self, event: &CoreEvent) {
+        let (what, shard) = match event {
+            CoreEvent::Changed { shard } => (0, (shard.id, shard.epoch.0)),
+            CoreEvent::Frozen { shard, .. } => (1, (*shard, self.epoch_of(*shard))),
+            CoreEvent::Merged { left, .. } => (2, (left.id, left.epoch.0)),
+            CoreEvent::Thawed { shard } => (3, (*shard, self.epoch_of(*shard))),
+            CoreEvent::Destroyed { shard, replica, .. } => (4, (*shard, replica.0)),
+            _ => return,
+        };
+        self.operations[what].insert(shard);
+    }
+
+    fn epoch_of(&self, shard: ShardId) -> u64 {
+        self.cover.shard(shard).map_or(0, |shard| shard.epoch.0)
+    }
+
+    fn note_destroyed(&mut self, metas: &[ReplicaMeta]) {
+        let dead = metas.iter().filter(|meta| meta.destroyed);
+        self.destroyed.extend(dead.map(|meta| (meta.shard.id, meta.replica)));
+    }
+
     /// What a driver does with effects, in order.
     pub(super) fn carry_out(&mut self, machine: usize, clock: Clock, effects: Effects) -> Result<(), Violation> {
         let now = self.schedule.now();
@@ -133,6 +157,7 @@ impl World {
                     self.schedule.after(pause, hand_out);
                 }
                 Effect::Checkpoint { replicas } => {
+                    self.note_destroyed(&replicas);
                     let Some(process) = &mut self.machines[machine].process else {
                         return Ok(());
                     };
@@ -143,17 +168,26 @@ impl World {
                     self.write_state(machine);
                 }
                 Effect::Install(install) => {
+                    self.note_destroyed(std::slice::from_ref(&install.meta));
+                    self.note_destroyed(&install.also);
                     let Some(process) = &mut self.machines[machine].process else {
                         return Ok(());
                     };
                     let (shard, meta) = (install.meta.shard.id, Box::new(install.meta.clone()));
+                    let is_snapshot = !meta.destroyed;
                     let job = process.store.install(*install);
                     process.state_jobs.push_back(StateJob::Install { job, shard, meta });
-                    self.snapshots += 1;
+                    self.snapshots += u64::from(is_snapshot);
                     self.write_state(machine);
                 }
                 Effect::SendSnapshot { to, header, range } => self.send_snapshot(machine, to, header.raft, &range)?,
-                Effect::Event(_) => {}
+                // A copy that applies its own removal is not there any more when the checkers look.
+                Effect::Event(event) => {
+                    if let CoreEvent::Changed { shard } = &event {
+                        self.cover.learn(id, shard)?;
+                    }
+                    self.count(&event);
+                }
                 Effect::Stopped => {
                     self.send(machine, std::mem::take(&mut frames));
                     self.crash(machine, false);

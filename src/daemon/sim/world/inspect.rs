@@ -5,6 +5,7 @@ use std::ops::ControlFlow;
 use bytes::Bytes;
 
 use super::super::check::{Property, Replica, Violation};
+use crate::daemon::core::limits::CAUGHT_UP_WITHIN;
 use crate::daemon::core::node::Node;
 use crate::daemon::core::state::State;
 use crate::protocol::id::NodeId;
@@ -19,6 +20,8 @@ impl World {
         let id = owner.id;
         let mut result = Ok(());
         let (lead, log, cover, elections) = (&mut self.lead, &mut self.log, &mut self.cover, &mut self.elections);
+        let repl = &mut self.repl;
+        let mut changes = Vec::new();
         replicas(&process.node, |replica| {
             if result.is_err() {
                 return;
@@ -26,15 +29,45 @@ impl World {
             result = lead.see(id, replica).and_then(|is_new| {
                 *elections += u64::from(is_new);
                 log.see(id, replica, is_new)?;
+                if repl.is_change(replica) {
+                    changes.push((replica.shard.clone(), replica.committed));
+                }
                 cover.see(id, replica)
             });
         });
         result?;
+        for (shard, committed) in changes {
+            Repl::judge(&shard, |replica| self.is_fit(shard.id, replica, committed))?;
+        }
+        for (shard, replica) in std::mem::take(&mut self.destroyed) {
+            let newest = self.cover.shard(shard);
+            if newest.is_some_and(|newest| newest.replica(replica).is_some()) {
+                let text = format!("{id} destroys {replica} of {shard}, which is a member: {newest:?}");
+                return Err(Violation::new(Property::Repl, text));
+            }
+        }
         // Before every founder has started, some first shards have not been seen anywhere.
         if self.machines.iter().all(|machine| machine.boot > 0) {
             self.cover.judge(&self.services)?;
         }
         Ok(())
+    }
+
+    /// Whether a voter has nearly the whole log, or something keeps it from it that its leader can't know yet.
+    fn is_fit(&self, shard: ShardId, replica: &crate::protocol::shard_map::ReplicaDescriptor, committed: u64) -> bool {
+        let Some(place) = self.machines.iter().position(|machine| machine.id == replica.node) else {
+            return false;
+        };
+        let now = self.schedule.now();
+        if self.troubled_until.get(&place).is_some_and(|&until| until > now) {
+            return true;
+        }
+        let Some(process) = &self.machines[place].process else {
+            return true;
+        };
+        let mut copies = process.node.replicas();
+        let copy = copies.find(|copy| copy.shard.id == shard && copy.id == replica.id);
+        copy.is_some_and(|copy| copy.is_initialized() && copy.last_index() + 2 * CAUGHT_UP_WITHIN >= committed)
     }
 
     pub(super) fn housekeeping(&mut self) -> Result<(), Violation> {

@@ -1,11 +1,11 @@
 //! The cluster and its driver: takes events off the schedule, gives them to the cores, carries out their effects with
 //! delays and faults, and lets the checkers look after every round.
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 
 use bytes::Bytes;
 
-use super::check::{Cover, Lead, Log, Once, Outcome, Property, Record, Same, Violation, judge_history};
+use super::check::{Cover, Lead, Log, Once, Outcome, Property, Record, Repl, Same, Violation, judge_history};
 use super::clock::{DRIFT_PPM_MAX, MachineClock};
 use super::disk::{Engine, Media};
 use super::fault::Plan;
@@ -19,7 +19,7 @@ use crate::daemon::core::input::{Input, SessionId};
 use crate::daemon::core::node::{NodeConfig, PlantedBug, ServiceConfig};
 use crate::daemon::core::state::{LogSeq, StoreIdentity};
 use crate::daemon::core::time::{Span, Time};
-use crate::protocol::id::{ClusterId, NodeId, ShardId};
+use crate::protocol::id::{ClusterId, NodeId, ReplicaId, ShardId};
 use crate::protocol::key::Position;
 use crate::protocol::message::{Message, Principal, RaftMessage};
 use crate::protocol::request::{Request, Response, RouteHint};
@@ -108,6 +108,8 @@ pub struct Report {
     pub snapshots: u64,
     /// Elections won.
     pub elections: u64,
+    /// Changes of replicas, freezes, merges, thaws, destroyed copies.
+    pub operations: [usize; 5],
 }
 
 /// A run that broke a promise.
@@ -147,6 +149,11 @@ pub struct World {
     log: Log,
     cover: Cover,
     same: Same,
+    repl: Repl,
+    /// Copies that were destroyed in this round.
+    destroyed: Vec<(ShardId, ReplicaId)>,
+    /// Until when a machine has an excuse for being behind.
+    troubled_until: BTreeMap<usize, Time>,
     once: Once,
     /// Attempts that a node has not answered yet: client and tag.
     asked: BTreeMap<(usize, u64), usize>,
@@ -164,6 +171,8 @@ pub struct World {
     faults: u64,
     snapshots: u64,
     elections: u64,
+    /// Changes of replicas, freezes, merges, thaws, destroyed copies.
+    operations: [BTreeSet<(ShardId, u64)>; 5],
 }
 
 enum Event {
@@ -263,7 +272,7 @@ impl World {
     pub fn new(options: &Options) -> Self {
         let mut rng = fastrand::Rng::with_seed(stream(options.seed, 0));
         let nodes = match options.nodes {
-            0 => [3, 3, 5][rng.usize(..3)],
+            0 => [3, 5, 5][rng.usize(..3)],
             n => n,
         };
         let drawn_engine = if options.seed % 10 == 9 {
@@ -276,22 +285,27 @@ impl World {
             .plan
             .clone()
             .unwrap_or_else(|| Plan::drawn(stream(options.seed, 1)));
-        let client_count = rng.usize(4..9);
+        let client_count = rng.usize(5..10);
+        let operators = 1 + rng.usize(..2);
         let trace = if options.print {
             Trace::printed()
         } else {
             Trace::hashed()
         };
-        let mut world = Self::bare(options, nodes, plan, client_count + 2, trace);
+        let mut world = Self::bare(options, nodes, plan, client_count + 3, trace);
         let cuts: &[&str] = [&[][..], &["h"], &["g", "p"]][rng.usize(..3)];
         world.make_machines(nodes, engine, cuts, 3.min(nodes as u32));
         for number in 0..client_count {
-            let mode = if number == 0 { Mode::Operator } else { Mode::Entities };
+            let mode = if number < operators {
+                Mode::Operator
+            } else {
+                Mode::Entities
+            };
             let seed = stream(options.seed, 100 + number as u64);
             world.clients.push(Client::new(number + 1, seed, mode));
         }
-        // Two that are quiet until the end: one asks every shard, one reads everything.
-        for number in client_count..client_count + 2 {
+        // Three that are quiet until the end: one cleans up, one asks every shard, one reads everything.
+        for number in client_count..client_count + 3 {
             let seed = stream(options.seed, 100 + number as u64);
             world.clients.push(Client::new(number + 1, seed, Mode::Quiet));
         }
@@ -336,6 +350,9 @@ impl World {
             log: Log::default(),
             cover: Cover::default(),
             same: Same::default(),
+            repl: Repl::default(),
+            destroyed: Vec::new(),
+            troubled_until: BTreeMap::new(),
             once: Once::default(),
             asked: BTreeMap::new(),
             moment: 0,
@@ -348,6 +365,7 @@ impl World {
             faults: 0,
             snapshots: 0,
             elections: 0,
+            operations: Default::default(),
         }
     }
 
@@ -451,6 +469,13 @@ impl World {
         self.run_to(Time(0) + span)?;
         self.heal();
         let prober = self.clients.len() - 2;
+        let janitor = prober - 1;
+        for client in 0..janitor {
+            if *self.clients[client].mode() == Mode::Operator {
+                self.tell(client, Mode::Quiet);
+            }
+        }
+        self.tell(janitor, Mode::Janitor);
         let shards = self.cover.shards().filter(|shard| shard.id.0 != 0);
         let starts = shards.map(|shard| {
             let (service, key) = shard.range.start.parts();
@@ -469,12 +494,17 @@ impl World {
         })?;
         // Some more load on a healthy cluster, then silence.
         self.run_to(self.schedule.now() + Span::millis(500))?;
-        for client in 0..prober {
+        for client in 0..janitor {
             self.tell(client, Mode::Quiet);
         }
-        self.run_until(Property::Back, Span::secs(20), |world| {
-            let busy = world.clients.iter().position(|client| !client.is_quiet())?;
+        self.run_until(Property::Back, Span::secs(30), |world| {
+            let busy = world.clients[..janitor].iter().position(|client| !client.is_quiet())?;
             Some(format!("client {} is still at its last request", busy + 1))
+        })?;
+        self.run_until(Property::CatchUp, Span::secs(20), World::half_done)?;
+        self.tell(janitor, Mode::Quiet);
+        self.run_until(Property::Back, BACK, |world| {
+            (!world.clients[janitor].is_quiet()).then(|| String::from("the janitor is busy"))
         })?;
         self.run_until(Property::CatchUp, BACK, World::laggard)?;
         let reader = prober + 1;
@@ -515,6 +545,7 @@ impl World {
             shards: self.cover.shards().count(),
             snapshots: self.snapshots,
             elections: self.elections,
+            operations: std::array::from_fn(|what| self.operations[what].len()),
         }
     }
 
@@ -585,6 +616,31 @@ impl World {
             });
         }
         text
+    }
+
+    /// An operation that is neither done nor undone: a joint configuration, a freeze, a copy that is no member's.
+    fn half_done(&self) -> Option<String> {
+        let mut found = None;
+        for machine in &self.machines {
+            let process = machine.process.as_ref()?;
+            for replica in process.node.replicas() {
+                let (shard, id) = (&replica.shard, replica.id);
+                let newest = self.cover.shard(shard.id);
+                let what = if shard.is_joint() {
+                    "is between two configurations"
+                } else if shard.frozen.is_some() {
+                    "is frozen"
+                } else if replica.stalled {
+                    "can't go on"
+                } else if newest.is_none_or(|newest| newest.replica(id).is_none()) {
+                    "is no member"
+                } else {
+                    continue;
+                };
+                found = Some(format!("{} {id} on {} {what}: {}", shard.id, machine.id, shard.epoch));
+            }
+        }
+        found
     }
 
     /// A shard whose replicas are not all equally far.

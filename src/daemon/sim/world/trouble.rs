@@ -55,6 +55,12 @@ impl World {
     pub(super) fn inflict(&mut self, kind: Fault, machine: usize, length: Span) {
         let now = self.schedule.now();
         let nodes = self.machines.len();
+        let until = now + length + Span::secs(3);
+        // A cut is felt on both sides of it.
+        for place in 0..nodes {
+            let known = self.troubled_until.entry(place).or_default();
+            *known = until.max(*known);
+        }
         let other = (machine + 1 + self.fault_rng.usize(..nodes - 1)) % nodes;
         match kind {
             Fault::Crash => {
