@@ -52,6 +52,8 @@ pub(super) struct Conductor {
     splitting: BTreeMap<ShardId, Splitting>,
     /// Leaders that were asked to hand over, and when.
     handed_over: BTreeMap<ShardId, Time>,
+    /// Since when a merge's right shard is seen frozen, by the left one.
+    frozen_since: BTreeMap<ShardId, Time>,
 }
 
 #[derive(Debug)]
@@ -223,7 +225,29 @@ impl Node {
                 (task.clone(), op.is_none_or(|op| op.state.is_over()))
             })
             .collect();
+        self.conductor
+            .frozen_since
+            .retain(|shard, _| tasks.iter().any(|(task, _)| task.shard == *shard));
         for (task, is_off) in tasks {
+            if let TaskStep::Merge { right } = task.step
+                && self.map.shard(right).is_some_and(|right| right.frozen.is_some())
+            {
+                // A frozen shard serves nobody: a merge that does not come about at once is given up.
+                let since = *self.conductor.frozen_since.entry(task.shard).or_insert(now);
+                if !is_off && now.since(since) > FROZEN_FOR {
+                    let why = self
+                        .conductor
+                        .trouble
+                        .get(&task.shard)
+                        .map(|trouble| trouble.text.clone());
+                    let why = why.unwrap_or_else(|| "the left shard did not answer".to_owned());
+                    self.turn(
+                        task.op,
+                        OpState::Failed,
+                        format!("given up, {right} serves again: {why}"),
+                    );
+                }
+            }
             let rests = self
                 .conductor
                 .trouble
@@ -347,7 +371,7 @@ impl Node {
             Some(frozen) if frozen.left_epoch == left.epoch && !is_off => ask(Request::MergeShards {
                 left: left.id,
                 left_epoch: left.epoch,
-                right: right.clone(),
+                right: Box::new(right.clone()),
                 id,
             }),
             // Given up, or the left one has moved on: first make sure that the merge can't happen any more.
@@ -358,7 +382,7 @@ impl Node {
             }),
             Some(_) => ask(Request::ThawShard {
                 shard: right.id,
-                proof: left.clone(),
+                proof: Box::new(left.clone()),
                 id,
             }),
             None if is_off => Next::End,
@@ -1515,6 +1539,8 @@ const PLAN_EVERY: Span = Span::millis(200);
 const SETTLE_FIRST: Span = Span::millis(2_500);
 /// ... and plans once.
 const SETTLED_AFTER: Span = Span::millis(3_000);
+/// A shard is frozen for a few milliseconds where all is well.
+const FROZEN_FOR: Span = Span::secs(1);
 const ASK_TIMEOUT: Span = Span::secs(5);
 const RETRY_AFTER: Span = Span::millis(100);
 /// Silent for longer than this is down, for shorter suspect.
