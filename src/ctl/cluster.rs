@@ -6,11 +6,12 @@ use super::exit::{self, CtlError};
 use super::output::{Format, Listing, Shape, size, span};
 use super::status::{Cluster, ShardHealth};
 use super::{Ended, Environment};
-use crate::client::{Client, ListQuery};
+use crate::client::{Client, ConnectOptions, ListQuery};
 use crate::protocol::id::{DIRECTORY_SHARD, NodeId, RequestId, ShardId};
 use crate::protocol::key::{KeyRange, Position};
 use crate::protocol::request::{Request, Response};
 use crate::protocol::shard_map::{NodeInfo, ShardDescriptor};
+use crate::security::ca::{JoinLine, Pin};
 
 pub(super) async fn node(env: &Environment, command: NodeCommand) -> Ended {
     let cluster = Cluster::ask(env).await?;
@@ -600,21 +601,38 @@ pub(super) async fn services(env: &Environment) -> Ended {
 
 pub(super) async fn token(env: &Environment, ttl: std::time::Duration) -> Ended {
     let client = env.connect().await?;
-    match client.request(Request::CreateToken { ttl_s: ttl.as_secs() }).await? {
-        Response::Token { token } if env.format().is_json() => env.print_json(&json!({
-            "schema": "isx.token/1", "line": token, "validForSeconds": ttl.as_secs(),
-        })),
-        Response::Token { token } => {
-            env.say(&format!(
-                "valid for {}. On the new host, with a name and address of its own:",
-                span(ttl.as_millis() as u64)
-            ));
-            env.print(&format!(
-                "isxd join '{token}' --name n4 --listen 192.0.2.4:7401 --dir /etc/isx\n"
-            ))
-        }
-        _ => Err(CtlError::new(exit::UNEXPECTED, "the node answered with something else")),
+    let answer = client.request(Request::CreateToken { ttl_s: ttl.as_secs() }).await?;
+    let Response::Token { token } = answer else {
+        return Err(CtlError::new(exit::UNEXPECTED, "the node answered with something else"));
+    };
+    // The new host knows nobody yet: the line tells it whom to ask, and by which authority to know them.
+    let ca = ConnectOptions::from_context(env.cli.context.as_deref())?.identity.ca;
+    let unusable = |error: &dyn std::error::Error| {
+        let mut this = CtlError::from_error(exit::USAGE, error);
+        this.message = format!(
+            "cannot use the certificate authority `{}`: {}",
+            ca.display(),
+            this.message
+        );
+        this
+    };
+    let pem = std::fs::read_to_string(&ca).map_err(|error| unusable(&error))?;
+    let line = JoinLine {
+        endpoints: client.cached_map().nodes.into_iter().map(|node| node.address).collect(),
+        pin: Pin::of_pem(&pem).map_err(|error| unusable(&error))?,
+        token,
+    };
+    if env.format().is_json() {
+        let value = json!({"schema": "isx.token/1", "line": line.to_string(), "validForSeconds": ttl.as_secs()});
+        return env.print_json(&value);
     }
+    env.say(&format!(
+        "valid for {}. On the new host, with a name and address of its own:",
+        span(ttl.as_millis() as u64)
+    ));
+    env.print(&format!(
+        "isxd join '{line}' --name n4 --listen 192.0.2.4:7401 --dir /etc/isx\n"
+    ))
 }
 
 pub(super) async fn version(env: &Environment, all: bool) -> Ended {
