@@ -210,6 +210,8 @@ struct Failure {
     may_have_happened: bool,
     reached_any: bool,
     last: String,
+    /// The last answer that said to try again.
+    code: Option<Code>,
     /// The request is no frame and never will be.
     codec: Option<CodecError>,
 }
@@ -361,7 +363,12 @@ impl Client {
 
     /// Every node's own view of itself, each asked directly; done after [`STATUS_LIMIT`] at the latest.
     pub async fn statuses(&self) -> Vec<(NodeInfo, Result<NodeStatus, ClientError>)> {
-        let deadline = Instant::now() + STATUS_LIMIT;
+        self.statuses_within(STATUS_LIMIT).await
+    }
+
+    /// Like [`Client::statuses`], with a time limit of its own.
+    pub async fn statuses_within(&self, limit: Duration) -> Vec<(NodeInfo, Result<NodeStatus, ClientError>)> {
+        let deadline = Instant::now() + limit;
         let mut asked = JoinSet::new();
         for node in self.nodes() {
             let client = self.clone();
@@ -493,6 +500,7 @@ impl Client {
             },
             _ => ClientError::TimedOut {
                 after: limit,
+                code: failure.code,
                 last: failure.last,
             },
         }
@@ -505,6 +513,7 @@ impl Client {
             may_have_happened: false,
             reached_any: false,
             last: "no node is connected".to_owned(),
+            code: None,
             codec: None,
         };
         let mut copies: Vec<Sent> = Vec::new();
@@ -570,6 +579,7 @@ impl Client {
                     };
                     failure.may_have_happened |= error.class() == Class::Unknown;
                     failure.last = format!("{} says: {error}", copy.connection.node);
+                    failure.code = Some(error.code);
                     if matches!(error.code, Code::NoLeader | Code::LeaderChanged) {
                         shared.doubt(goal, &copy);
                     }
@@ -731,6 +741,7 @@ impl Client {
             },
             _ => ClientError::TimedOut {
                 after: deadline.saturating_duration_since(started),
+                code: None,
                 last,
             },
         };
@@ -793,10 +804,12 @@ impl Client {
             let _ = timeout_at(look_again.into(), dialled).await;
             if Instant::now() >= deadline {
                 let state = self.shared.state();
-                let reason = state
-                    .links
-                    .get(&node)
-                    .map_or_else(String::new, |link| link.last_error.clone());
+                let reason = match state.links.get(&node) {
+                    // The dial has a time limit of its own, and the caller's ended first.
+                    Some(link) if link.is_dialling => "no answer".to_owned(),
+                    Some(link) => link.last_error.clone(),
+                    None => String::new(),
+                };
                 let tried = vec![(node.to_string(), reason)];
                 return Err(ClientError::Unreachable { tried });
             }

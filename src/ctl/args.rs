@@ -5,73 +5,71 @@ use std::time::Duration;
 use clap::{Args, Parser, Subcommand};
 
 use super::bench::BenchArgs;
-use super::output::Format;
+use super::output::{Filter, Format};
 use crate::protocol::id::{RequestId, ShardId};
 
 /// Shapes and watches an isx cluster, reads and writes its entities.
-#[derive(Debug, Parser)]
+#[derive(Debug, Clone, Parser)]
 #[command(
     name = "isxctl",
     version,
     max_term_width = 100,
     before_help = "Examples:\n  isxctl dev up                                  a three-node cluster on this machine\n  \
                    isxctl campaign put c-1 --data '{\"name\":\"spring\"}'\n  isxctl status",
-    after_help = "Exit codes: 0 done, 2 usage, 3 not found, 4 conflict, 5 refused, 6 not allowed, 7 unreachable, 8 time \
-                  limit,\n9 outcome unknown, 10 partly done, 11/12 health WARN/CRITICAL, 13 needs consent, 16 resources, \
-                  17 invalid.\n`isxctl explain ISX-1201` explains an error's code, offline."
+    after_help = "`isxctl help exit-codes` and `isxctl help output` tell more; `isxctl explain ISX-1201` explains an error."
 )]
 pub struct Cli {
     /// Which cluster, by its name in the contexts file
-    #[arg(
-        long,
-        global = true,
-        env = "ISX_CONTEXT",
-        value_name = "NAME",
-        help_heading = "Global"
-    )]
+    #[arg(long, global = true, env = "ISX_CONTEXT", value_name = "NAME", help_heading = GLOBAL, hide_short_help = true)]
     pub context: Option<String>,
     /// Nodes to begin with instead of the context's (repeat)
-    #[arg(
-        long,
-        global = true,
-        env = "ISX_ENDPOINT",
-        value_name = "HOST:PORT",
-        help_heading = "Global"
-    )]
+    #[arg(long, global = true, env = "ISX_ENDPOINT", value_delimiter = ',', value_name = "HOST:PORT",
+          help_heading = GLOBAL, hide_short_help = true)]
     pub endpoint: Vec<String>,
     /// How data is printed
-    #[arg(
-        short,
-        long,
-        global = true,
-        value_enum,
-        env = "ISX_OUTPUT",
-        help_heading = "Global",
-        default_value = "table"
-    )]
+    #[arg(short, long, global = true, value_enum, env = "ISX_OUTPUT", default_value = "table", help_heading = GLOBAL,
+          hide_short_help = true)]
     pub output: Format,
     /// Short for --output json
-    #[arg(long, global = true, help_heading = "Global")]
+    #[arg(long, global = true, help_heading = GLOBAL, hide_short_help = true)]
     pub json: bool,
+    /// Columns of a list, in this order
+    #[arg(long, global = true, value_delimiter = ',', value_name = "A,B", help_heading = GLOBAL, hide_short_help = true)]
+    pub columns: Vec<String>,
+    /// Sort a list by this column; a - before it: largest first
+    #[arg(long, global = true, value_name = "COLUMN", allow_hyphen_values = true, help_heading = GLOBAL,
+          hide_short_help = true)]
+    pub sort: Option<String>,
+    /// Only rows of a list with COLUMN=VALUE, COLUMN!=VALUE or COLUMN~PART (repeat: all must hold)
+    #[arg(long, global = true, value_name = "FILTER", help_heading = GLOBAL, hide_short_help = true)]
+    pub filter: Vec<Filter>,
     /// Tables without headings
-    #[arg(long, global = true, help_heading = "Global")]
+    #[arg(long, global = true, help_heading = GLOBAL, hide_short_help = true)]
     pub no_headers: bool,
+    /// Look again every so often: in place on a terminal, JSON lines elsewhere
+    #[arg(short, long, global = true, value_name = "SPAN", value_parser = span, num_args = 0..=1, require_equals = true,
+          default_missing_value = "2s", help_heading = GLOBAL, hide_short_help = true)]
+    pub watch: Option<Duration>,
     /// Time limit of each request, with its retries
-    #[arg(long, global = true, value_parser = span, default_value = "5s", value_name = "SPAN", help_heading = "Global")]
+    #[arg(long, global = true, value_parser = span, default_value = "5s", value_name = "SPAN", help_heading = GLOBAL,
+          hide_short_help = true)]
     pub timeout: Duration,
     /// Never ask a question: fail with exit 13 and name the flag to pass
-    #[arg(long, global = true, env = "ISX_NO_INPUT", help_heading = "Global")]
+    #[arg(long, global = true, env = "ISX_NO_INPUT", value_parser = clap::builder::FalseyValueParser::new(),
+          help_heading = GLOBAL, hide_short_help = true)]
     pub no_input: bool,
     /// Answer yes to questions of moderate danger
-    #[arg(long, global = true, help_heading = "Global")]
+    #[arg(long, global = true, help_heading = GLOBAL, hide_short_help = true)]
     pub yes: bool,
     /// What to do.
     #[command(subcommand)]
     pub command: Command,
 }
 
+const GLOBAL: &str = "Global";
+
 /// Nouns.
-#[derive(Debug, Subcommand)]
+#[derive(Debug, Clone, Subcommand)]
 pub enum Command {
     /// How the cluster is, in ten lines; works with whatever nodes answer
     Status {
@@ -79,13 +77,28 @@ pub enum Command {
         #[arg(long)]
         exit_code: bool,
     },
+    /// What is wrong with the cluster, finding by finding, and what to do about each
+    Health {
+        /// Only findings with this code, with an explanation
+        code: Option<String>,
+        /// End with 11 when health is WARN, with 12 when it is CRITICAL
+        #[arg(long)]
+        exit_code: bool,
+    },
     /// Campaigns
-    #[command(subcommand)]
+    #[command(
+        subcommand,
+        before_help = "Examples:\n  isxctl campaign put c-1 --data '{\"name\":\"spring\"}'\n  isxctl campaign list --prefix c- --fields name"
+    )]
     Campaign(EntityCommand),
     /// Profiles
-    #[command(subcommand)]
+    #[command(
+        subcommand,
+        before_help = "Examples:\n  isxctl profile put p-1 --data '{\"name\":\"ana\"}'\n  isxctl profile list --prefix p- --fields name"
+    )]
     Profile(EntityCommand),
     /// Entities of any service
+    #[command(before_help = "Examples:\n  isxctl entity campaign get c-1\n  isxctl entity profile list --prefix p-")]
     Entity {
         /// The service
         service: String,
@@ -94,28 +107,46 @@ pub enum Command {
         command: EntityCommand,
     },
     /// What became of a write
-    #[command(subcommand)]
+    #[command(
+        subcommand,
+        before_help = "Examples:\n  isxctl request show r-77ab...\n  isxctl request show r-77ab... --of campaign/c-1"
+    )]
     Request(RequestCommand),
     /// Nodes
-    #[command(subcommand)]
+    #[command(subcommand, before_help = "Examples:\n  isxctl node list\n  isxctl node show n2")]
     Node(NodeCommand),
     /// Key ranges and their copies
-    #[command(subcommand)]
+    #[command(
+        subcommand,
+        before_help = "Examples:\n  isxctl shard list --problem\n  isxctl shard split s-2 --into 3 --dry-run"
+    )]
     Shard(ShardCommand),
     /// Services
-    #[command(subcommand)]
+    #[command(
+        subcommand,
+        before_help = "Examples:\n  isxctl service list\n  isxctl service list -o json"
+    )]
     Service(ServiceCommand),
     /// New clusters
-    #[command(subcommand)]
+    #[command(
+        subcommand,
+        before_help = "Examples:\n  isxctl cluster init --name prod --nodes n1=10.0.0.1:7401@a,n2=10.0.0.2:7401@b,n3=10.0.0.3:7401@c --out ./prod\n  isxctl cluster init --name one --nodes n1=127.0.0.1:7401 --out ./one"
+    )]
     Cluster(ClusterCommand),
     /// Tokens with which hosts join
-    #[command(subcommand)]
+    #[command(
+        subcommand,
+        before_help = "Examples:\n  isxctl token create\n  isxctl token create --ttl 10m"
+    )]
     Token(TokenCommand),
     /// A cluster on this machine, for development
-    #[command(subcommand)]
+    #[command(subcommand, before_help = "Examples:\n  isxctl dev up\n  isxctl dev kill n2")]
     Dev(DevCommand),
     /// Known clusters
-    #[command(subcommand)]
+    #[command(
+        subcommand,
+        before_help = "Examples:\n  isxctl context list\n  isxctl context use prod"
+    )]
     Context(ContextCommand),
     /// Load against the cluster, measured
     Bench(BenchArgs),
@@ -139,15 +170,19 @@ pub enum Command {
 }
 
 /// Verbs on entities.
-#[derive(Debug, Subcommand)]
+#[derive(Debug, Clone, Subcommand)]
 pub enum EntityCommand {
     /// Print entities
+    #[command(before_help = "Examples:\n  isxctl campaign get c-1\n  isxctl campaign get c-1 c-2 -o jsonl")]
     Get {
         /// Keys
         #[arg(required = true)]
         keys: Vec<String>,
     },
     /// Replace or create an entity
+    #[command(
+        before_help = "Examples:\n  isxctl campaign put c-1 --data '{\"name\":\"spring\"}'\n  isxctl campaign put c-1 -f spring.json --if-version 7"
+    )]
     Put {
         /// Key
         key: String,
@@ -174,6 +209,9 @@ pub enum EntityCommand {
         request_id: Option<RequestId>,
     },
     /// Change fields of an entity (JSON merge patch, RFC 7396)
+    #[command(
+        before_help = "Examples:\n  isxctl campaign patch c-1 --set budget.total=120\n  isxctl campaign patch c-1 --merge change.json --if-version 7"
+    )]
     Patch {
         /// Key
         key: String,
@@ -199,6 +237,9 @@ pub enum EntityCommand {
         request_id: Option<RequestId>,
     },
     /// Keys, versions and times, in key order
+    #[command(
+        before_help = "Examples:\n  isxctl campaign list --prefix c-1 --fields name,budget\n  isxctl campaign list --from c-100 --to c-200 -o name"
+    )]
     List {
         /// Only keys that begin with this
         #[arg(long, default_value = "")]
@@ -220,6 +261,9 @@ pub enum EntityCommand {
         fields: Vec<String>,
     },
     /// Put entities from JSON lines: {"key": "...", "document": {...}}
+    #[command(
+        before_help = "Examples:\n  isxctl campaign import campaigns.jsonl --rejects bad.jsonl\n  isxctl campaign import campaigns.jsonl --resume"
+    )]
     Import {
         /// The file, - for standard input
         file: PathBuf,
@@ -229,6 +273,18 @@ pub enum EntityCommand {
         /// Requests in flight
         #[arg(long, default_value_t = 256, value_parser = clap::value_parser!(u32).range(1..=4096))]
         parallel: u32,
+        /// At most this many lines per second
+        #[arg(long, value_name = "PER_S", value_parser = clap::value_parser!(u32).range(1..))]
+        rate: Option<u32>,
+        /// Go on where an interrupted import of the same file stopped
+        #[arg(long, conflicts_with = "resume_from")]
+        resume: bool,
+        /// Begin at this line, counted from 1
+        #[arg(long, value_name = "LINE", value_parser = clap::value_parser!(u64).range(1..))]
+        resume_from: Option<u64>,
+        /// Go on trying for this long when the cluster does not answer
+        #[arg(long, value_name = "SPAN", value_parser = span, default_value = "60s")]
+        patience: Duration,
         /// Write lines that were not taken to this file, each with its reason
         #[arg(long, value_name = "FILE")]
         rejects: Option<PathBuf>,
@@ -245,7 +301,7 @@ pub enum EntityCommand {
 }
 
 /// Where a document comes from.
-#[derive(Debug, Args)]
+#[derive(Debug, Clone, Args)]
 #[group(required = true, multiple = false)]
 pub struct Document {
     /// From this file, - for standard input
@@ -257,7 +313,7 @@ pub struct Document {
 }
 
 /// Where a patch comes from.
-#[derive(Debug, Args)]
+#[derive(Debug, Clone, Args)]
 #[group(required = true, multiple = true)]
 pub struct PatchSource {
     /// A merge patch from this file, - for standard input
@@ -269,20 +325,21 @@ pub struct PatchSource {
 }
 
 /// Verbs on requests.
-#[derive(Debug, Subcommand)]
+#[derive(Debug, Clone, Subcommand)]
 pub enum RequestCommand {
     /// Committed, refused, or not known
     Show {
         /// The request id, as printed by the write
         id: RequestId,
-        /// The entity that was written, as SERVICE/KEY
+        /// The entity that was written, as SERVICE/KEY, or only SERVICE for a post; not needed on the machine and
+        /// account that wrote it
         #[arg(long, value_name = "SERVICE/KEY")]
-        of: String,
+        of: Option<String>,
     },
 }
 
 /// Verbs on nodes.
-#[derive(Debug, Subcommand)]
+#[derive(Debug, Clone, Subcommand)]
 pub enum NodeCommand {
     /// All nodes
     List,
@@ -294,7 +351,7 @@ pub enum NodeCommand {
 }
 
 /// Verbs on shards.
-#[derive(Debug, Subcommand)]
+#[derive(Debug, Clone, Subcommand)]
 pub enum ShardCommand {
     /// All shards in key order
     List {
@@ -321,13 +378,19 @@ pub enum ShardCommand {
         key: String,
     },
     /// Cut a shard in two; no data moves
+    #[command(
+        before_help = "Examples:\n  isxctl shard split s-2 --at c-5000 --dry-run\n  isxctl shard split s-2 --into 3"
+    )]
     Split {
         /// The shard
         shard: ShardId,
         /// First key of the right half; it need not exist
-        #[arg(long, value_name = "KEY")]
-        at: String,
-        /// Show both halves, change nothing
+        #[arg(long, value_name = "KEY", required_unless_present = "into")]
+        at: Option<String>,
+        /// Into this many parts with as many entities each, by the keys that are there
+        #[arg(long, value_name = "N", conflicts_with = "at", value_parser = clap::value_parser!(u32).range(2..=64))]
+        into: Option<u32>,
+        /// Show the parts, change nothing
         #[arg(long)]
         dry_run: bool,
     },
@@ -342,14 +405,14 @@ pub enum ShardCommand {
 }
 
 /// Verbs on services.
-#[derive(Debug, Subcommand)]
+#[derive(Debug, Clone, Subcommand)]
 pub enum ServiceCommand {
     /// All services
     List,
 }
 
 /// Verbs on clusters.
-#[derive(Debug, Subcommand)]
+#[derive(Debug, Clone, Subcommand)]
 pub enum ClusterCommand {
     /// Make the files of a new cluster: authority, certificates, configurations, the operator's identity
     Init {
@@ -365,11 +428,14 @@ pub enum ClusterCommand {
         /// Where the files go
         #[arg(long, value_name = "DIR")]
         out: PathBuf,
+        /// How its services are cut.
+        #[command(flatten)]
+        cuts: FirstCuts,
     },
 }
 
 /// Verbs on tokens.
-#[derive(Debug, Subcommand)]
+#[derive(Debug, Clone, Subcommand)]
 pub enum TokenCommand {
     /// Print a line with which a host may join
     Create {
@@ -380,7 +446,7 @@ pub enum TokenCommand {
 }
 
 /// Verbs on the local cluster.
-#[derive(Debug, Subcommand)]
+#[derive(Debug, Clone, Subcommand)]
 pub enum DevCommand {
     /// Start it: each node a process, real certificates, files and QUIC on loopback
     Up {
@@ -390,6 +456,9 @@ pub enum DevCommand {
         /// Remove an earlier local cluster and its data first
         #[arg(long)]
         fresh: bool,
+        /// How the services of a new cluster are cut.
+        #[command(flatten)]
+        cuts: FirstCuts,
         /// Where its files are.
         #[command(flatten)]
         place: DevPlace,
@@ -436,8 +505,19 @@ pub enum DevCommand {
     },
 }
 
+/// How the services of a new cluster are cut into shards.
+#[derive(Debug, Clone, Args)]
+pub struct FirstCuts {
+    /// Shards of each service, even over the keys that posts get
+    #[arg(long, default_value_t = 3, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=1024))]
+    pub presplit: u32,
+    /// Cut a service at these keys instead, for keys of your own (repeat)
+    #[arg(long, value_name = "SERVICE=KEY,KEY")]
+    pub cuts: Vec<String>,
+}
+
 /// Where the local cluster is.
-#[derive(Debug, Args)]
+#[derive(Debug, Clone, Args)]
 pub struct DevPlace {
     /// Directory of its files
     #[arg(long, value_name = "DIR", env = "ISX_DEV_DIR")]
@@ -445,7 +525,7 @@ pub struct DevPlace {
 }
 
 /// Verbs on contexts.
-#[derive(Debug, Subcommand)]
+#[derive(Debug, Clone, Subcommand)]
 pub enum ContextCommand {
     /// All known clusters
     List,
@@ -468,14 +548,20 @@ fn span(text: &str) -> Result<Duration, String> {
     let number: u64 = number
         .parse()
         .map_err(|_| "a number and a unit, such as 500ms, 5s, 10m, 2h".to_owned())?;
-    match unit {
-        "ms" => Ok(Duration::from_millis(number)),
-        "s" => Ok(Duration::from_secs(number)),
-        "m" => Ok(Duration::from_secs(number * 60)),
-        "h" => Ok(Duration::from_secs(number * 3600)),
-        _ => Err("the unit is ms, s, m or h".to_owned()),
-    }
+    let unit_ms = match unit {
+        "ms" => 1,
+        "s" => 1_000,
+        "m" => 60_000,
+        "h" => 3_600_000,
+        _ => return Err("a unit comes behind the number: ms, s, m or h, such as 5s".to_owned()),
+    };
+    // What no clock could wait for would overflow in the arithmetic with deadlines.
+    let ms = number.checked_mul(unit_ms).filter(|&ms| ms <= SPAN_MAX_MS);
+    ms.map(Duration::from_millis)
+        .ok_or_else(|| "at most a year (8760h)".to_owned())
 }
+
+const SPAN_MAX_MS: u64 = 8_760 * 3_600_000;
 
 #[cfg(test)]
 mod tests {
@@ -487,6 +573,6 @@ mod tests {
     fn the_command_line_is_consistent() {
         Cli::command().debug_assert();
         assert_eq!(span("10m"), Ok(Duration::from_secs(600)));
-        assert!(span("10").is_err() && span("m").is_err());
+        assert!(span("10").is_err() && span("m").is_err() && span("99999999999h").is_err());
     }
 }

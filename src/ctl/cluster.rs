@@ -3,44 +3,53 @@ use serde_json::{Value, json};
 
 use super::args::{NodeCommand, ShardCommand};
 use super::exit::{self, CtlError};
-use super::output::{Format, Listing, pretty, size, span};
+use super::output::{Format, Listing, Shape, size, span};
 use super::status::{Cluster, ShardHealth};
 use super::{Ended, Environment};
+use crate::client::{Client, ConnectOptions, ListQuery};
 use crate::protocol::id::{DIRECTORY_SHARD, NodeId, RequestId, ShardId};
 use crate::protocol::key::{KeyRange, Position};
 use crate::protocol::request::{Request, Response};
 use crate::protocol::shard_map::{NodeInfo, ShardDescriptor};
+use crate::security::ca::{JoinLine, Pin};
 
 pub(super) async fn node(env: &Environment, command: NodeCommand) -> Ended {
     let cluster = Cluster::ask(env).await?;
     match command {
         NodeCommand::List => {
             let columns = [
-                "NODE",
-                "ID",
-                "ADDRESS",
-                "ZONE",
-                "MEMBERSHIP",
-                "HEALTH",
-                "LEADERS",
-                "REPLICAS",
-                "STORE",
-                "VERSION",
-                "UPTIME",
+                "NODE:node",
+                "ADDRESS:address",
+                "ZONE:zone",
+                "MEMBERSHIP:membership",
+                "HEALTH:health",
+                "LEADERS:leaders",
+                "REPLICAS:replicas",
+                "STORE:storeBytes",
+                "VERSION:version",
+                "UPTIME:uptimeMs",
+                "SEEN:silentMs",
+                "+ID:id",
+                "+DISK-FREE:diskFreeBytes",
             ];
             let mut listing = Listing::new("isx.node.list/1", &columns);
+            listing.about = cluster.envelope();
             for node in &cluster.nodes {
                 let status = cluster.answered.get(&node.id);
                 let membership = format!("{:?}", node.membership).to_lowercase();
                 let health = if status.is_some() { "up" } else { "down" };
                 let leaders = status.map(|s| s.replicas.iter().filter(|replica| replica.state == "leader").count());
                 let text = |value: Option<String>| value.unwrap_or_else(|| "-".to_owned());
+                let silent_ms = cluster.silent_for_ms(node.id);
                 listing.push(
                     vec![
                         node.name.clone(),
-                        node.id.to_string(),
                         node.address.clone(),
-                        node.zone.clone(),
+                        if node.zone.is_empty() {
+                            "-".to_owned()
+                        } else {
+                            node.zone.clone()
+                        },
                         membership.clone(),
                         health.to_owned(),
                         text(leaders.map(|n| n.to_string())),
@@ -48,19 +57,25 @@ pub(super) async fn node(env: &Environment, command: NodeCommand) -> Ended {
                         text(status.map(|s| size(s.store_bytes))),
                         text(status.map(|s| s.version.clone())),
                         text(status.map(|s| span(s.uptime_ms))),
+                        match (status, silent_ms) {
+                            (Some(_), _) => "now".to_owned(),
+                            (None, Some(ms)) => format!("{} ago", span(ms)),
+                            (None, None) => "-".to_owned(),
+                        },
+                        node.id.to_string(),
+                        text(status.map(|s| size(s.disk_free_bytes))),
                     ],
                     json!({
                         "node": node.name, "id": node.id.to_string(), "address": node.address, "zone": node.zone,
                         "membership": membership, "health": health, "leaders": leaders,
                         "replicas": status.map(|s| s.replicas.len()), "storeBytes": status.map(|s| s.store_bytes),
                         "version": status.map(|s| &s.version), "uptimeMs": status.map(|s| s.uptime_ms),
+                        "silentMs": silent_ms, "diskFreeBytes": status.map(|s| s.disk_free_bytes),
                     }),
                 );
             }
             let ended = env.print_listing(&listing)?;
-            for (node, why) in &cluster.silent {
-                env.say(&format!("{} does not answer: {why}", cluster.node_name(*node)));
-            }
+            cluster.say_who_is_missing(env);
             Ok(ended)
         }
         NodeCommand::Show { node } => show_node(env, &cluster, &node),
@@ -86,7 +101,7 @@ fn show_node(env: &Environment, cluster: &Cluster, wanted: &str) -> Ended {
         error.causes.push(why);
         return Err(error.next("isxctl status"));
     };
-    if matches!(env.format(), Format::Json | Format::Jsonl) {
+    if env.format().is_json() {
         let counters: serde_json::Map<String, Value> = status
             .counters
             .iter()
@@ -101,12 +116,12 @@ fn show_node(env: &Environment, cluster: &Cluster, wanted: &str) -> Ended {
                        "entities": replica.entities, "bytes": replica.bytes})
             })
             .collect();
-        return env.print(&pretty(&json!({
+        return env.print_json(&json!({
             "schema": "isx.node.show/1", "node": node.name, "id": node.id.to_string(), "address": node.address,
             "zone": node.zone, "version": status.version, "uptimeMs": status.uptime_ms, "storeBytes": status.store_bytes,
             "diskFreeBytes": status.disk_free_bytes, "findings": status.findings, "counters": counters,
             "replicas": replicas,
-        })));
+        }));
     }
     let mut text = format!(
         "{} ({})   {}   zone {}   {:?}   isx {}   up {}\nstore {}   disk free {}\n",
@@ -166,7 +181,7 @@ fn show_node(env: &Environment, cluster: &Cluster, wanted: &str) -> Ended {
             Value::Null,
         );
     }
-    env.print(&(text + &listing.render(Format::Table, true)))
+    env.print(&(text + &listing.render(Format::Table, &Shape::headed()).unwrap_or_default()))
 }
 
 pub(super) async fn shard(env: &Environment, command: ShardCommand) -> Ended {
@@ -194,7 +209,12 @@ pub(super) async fn shard(env: &Environment, command: ShardCommand) -> Ended {
             };
             show_shard(env, &cluster, &cluster.health_of(found))
         }
-        ShardCommand::Split { shard, at, dry_run } => split(env, shard, &at, dry_run).await,
+        ShardCommand::Split {
+            shard,
+            at,
+            into,
+            dry_run,
+        } => split(env, shard, at, into, dry_run).await,
         ShardCommand::Lead { shard, on } => lead(env, shard, &on).await,
     }
 }
@@ -238,7 +258,8 @@ fn shard_json(cluster: &Cluster, health: &ShardHealth<'_>) -> Value {
         "shard": shard.id.to_string(), "service": service_of(shard), "start": start, "end": end,
         "epoch": shard.epoch.0, "leader": health.leader.map(|(node, _)| cluster.node_name(node)), "replicas": replicas,
         "bytes": health.leader.map(|(_, status)| status.bytes), "entities": health.leader.map(|(_, s)| s.entities),
-        "requestsPerSecond": health.leader.map(|(_, s)| s.requests_per_s), "lag": health.lag, "state": health.state(),
+        "requestsPerSecond": health.leader.map(|(_, s)| s.requests_per_s), "term": health.leader.map(|(_, s)| s.term),
+        "committed": health.leader.map(|(_, s)| s.committed), "lag": health.lag, "state": health.state(),
     })
 }
 
@@ -248,9 +269,23 @@ async fn list_shards(env: &Environment, service: Option<String>, node: Option<St
         .map(|node| find_node(&cluster, &node).map(|info| info.id))
         .transpose()?;
     let columns = [
-        "SHARD", "SERVICE", "START", "END", "LEADER", "REPLICAS", "SIZE", "ENTITIES", "REQ/S", "LAG", "EPOCH", "STATE",
+        "SHARD:shard",
+        "SERVICE:service",
+        "START:start",
+        "END:end",
+        "LEADER:leader",
+        "REPLICAS",
+        "SIZE:bytes",
+        "ENTITIES:entities",
+        "REQ/S:requestsPerSecond",
+        "LAG:lag",
+        "EPOCH:epoch",
+        "STATE:state",
+        "+TERM:term",
+        "+COMMITTED:committed",
     ];
     let mut listing = Listing::new("isx.shard.list/1", &columns);
+    listing.about = cluster.envelope();
     for health in cluster.in_order() {
         let shard = health.shard;
         let wanted = service.as_ref().is_none_or(|service| service_of(shard) == *service)
@@ -281,19 +316,23 @@ async fn list_shards(env: &Environment, service: Option<String>, node: Option<St
                 health.lag.to_string(),
                 shard.epoch.to_string(),
                 health.state().to_owned(),
+                of(leader.map(|status| status.term.to_string())),
+                of(leader.map(|status| status.committed.to_string())),
             ],
             shard_json(&cluster, &health),
         );
     }
-    env.print_listing(&listing)
+    let ended = env.print_listing(&listing)?;
+    cluster.say_who_is_missing(env);
+    Ok(ended)
 }
 
 fn show_shard(env: &Environment, cluster: &Cluster, health: &ShardHealth<'_>) -> Ended {
     let shard = health.shard;
-    if matches!(env.format(), Format::Json | Format::Jsonl) {
+    if env.format().is_json() {
         let mut value = shard_json(cluster, health);
         value["schema"] = "isx.shard.show/1".into();
-        return env.print(&pretty(&value));
+        return env.print_json(&value);
     }
     if env.format() == Format::Name {
         return env.print(&format!("{}\n", shard.id));
@@ -350,54 +389,145 @@ fn show_shard(env: &Environment, cluster: &Cluster, health: &ShardHealth<'_>) ->
         }
         listing.push(row, Value::Null);
     }
-    env.print(&(text + &listing.render(Format::Table, true)))
+    env.print(&(text + &listing.render(Format::Table, &Shape::headed()).unwrap_or_default()))
 }
 
-async fn split(env: &Environment, id: ShardId, at: &str, dry_run: bool) -> Ended {
+async fn split(env: &Environment, id: ShardId, at: Option<String>, into: Option<u32>, dry_run: bool) -> Ended {
     let client = env.connect().await?;
     let map = client.map().await?;
     let Some(shard) = map.shards.iter().find(|shard| shard.id == id) else {
         return Err(CtlError::new(exit::NOT_FOUND, format!("there is no shard {id}")).next("isxctl shard list"));
     };
-    let position = Position::new(shard.range.service(), at);
-    let halves = shard.range.split(&position).filter(|_| id != DIRECTORY_SHARD);
-    let Some((left, right)) = halves else {
-        let (start, end) = bounds(&shard.range);
-        let message = format!("`{at}` is not inside {id} [{start} .. {end})");
-        return Err(CtlError::new(exit::REFUSED, message).next(format!("isxctl shard show {id}")));
-    };
     let show = |range: &KeyRange| {
         let (start, end) = bounds(range);
         format!("[{start} .. {end})")
     };
-    if dry_run {
-        return env.print(&format!(
-            "{id}  {}\n  left   {}\n  right  {}\n  no data moves between nodes\n\
-             dry run: nothing changed.  to do it: isxctl shard split {id} --at {at}\n",
-            show(&shard.range),
-            show(&left),
-            show(&right)
-        ));
+    if id == DIRECTORY_SHARD {
+        let message = format!("{id} is the directory: it has no keys to split at");
+        return Err(CtlError::new(exit::REFUSED, message).next("isxctl shard list --service campaign"));
     }
-    let (left, right) = client.split(shard, position, RequestId::random()).await?;
-    if matches!(env.format(), Format::Json | Format::Jsonl) {
-        let half = |half: &ShardDescriptor| {
-            let (start, end) = bounds(&half.range);
-            json!({"shard": half.id.to_string(), "start": start, "end": end, "epoch": half.epoch.0})
+    let cuts = match (at, into) {
+        (Some(at), _) => vec![at],
+        (None, parts) => even_cuts(&client, &shard.range, parts.unwrap_or(2)).await?,
+    };
+    // Each cut is made in what the one before left on its right.
+    let mut rest = shard.range.clone();
+    let mut parts = Vec::new();
+    for cut in &cuts {
+        let Some((left, right)) = rest.split(&Position::new(shard.range.service(), cut)) else {
+            let message = format!("`{cut}` is not inside {id} {}", show(&shard.range));
+            return Err(CtlError::new(exit::REFUSED, message).next(format!("isxctl shard show {id}")));
         };
-        return env.print(&pretty(
-            &json!({"schema": "isx.shard.split/1", "left": half(&left), "right": half(&right)}),
+        parts.push(left);
+        rest = right;
+    }
+    parts.push(rest);
+    if dry_run {
+        let again = match into {
+            Some(parts) => format!("--into {parts}"),
+            None => format!("--at {}", cuts.concat()),
+        };
+        if env.format().is_json() {
+            let parts: Vec<Value> = parts
+                .iter()
+                .map(bounds)
+                .map(|(start, end)| json!({"start": start, "end": end}))
+                .collect();
+            return env.print_json(
+                &json!({"schema": "isx.shard.split/1", "dryRun": true, "shard": id.to_string(),
+                                          "parts": parts, "next": [format!("isxctl shard split {id} {again}")]}),
+            );
+        }
+        let parts: String = parts.iter().map(|part| format!("  part  {}\n", show(part))).collect();
+        return env.print(&format!(
+            "{id}  {}\n{parts}  no data moves between nodes\n\
+             dry run: nothing changed.  to do it: isxctl shard split {id} {again}\n",
+            show(&shard.range),
         ));
     }
+    let mut made: Vec<ShardDescriptor> = Vec::new();
+    let mut whole = shard.clone();
+    for cut in &cuts {
+        let split = client.split(&whole, Position::new(shard.range.service(), cut), RequestId::random());
+        let (left, right) = split.await.map_err(|error| {
+            let mut error = CtlError::from(error);
+            if !made.is_empty() {
+                error.committed = "yes";
+                error
+                    .causes
+                    .push(format!("{} of {} cuts were made before", made.len(), cuts.len()));
+            }
+            error
+        })?;
+        made.push(left);
+        whole = right;
+    }
+    made.push(whole);
+    if env.format().is_json() {
+        let part = |part: &ShardDescriptor| {
+            let (start, end) = bounds(&part.range);
+            json!({"shard": part.id.to_string(), "start": start, "end": end, "epoch": part.epoch.0})
+        };
+        let parts: Vec<Value> = made.iter().map(part).collect();
+        return env.print_json(
+            &json!({"schema": "isx.shard.split/1", "dryRun": false, "shard": id.to_string(),
+                                      "parts": parts, "next": ["isxctl shard list"]}),
+        );
+    }
+    let parts: String = made
+        .iter()
+        .map(|part| format!("  {}  {}   epoch {}\n", part.id, show(&part.range), part.epoch))
+        .collect();
     env.print(&format!(
-        "split {id} at {at}\n  left   {}  {}   epoch {}\n  right  {}  {}   epoch {}\nnext  isxctl shard list\n",
-        left.id,
-        show(&left.range),
-        left.epoch,
-        right.id,
-        show(&right.range),
-        right.epoch
+        "split {id} at {}\n{parts}next  isxctl shard list\n",
+        cuts.join(", ")
     ))
+}
+
+/// Keys that cut what a shard holds into `parts` parts of as many entities each.
+async fn even_cuts(client: &Client, range: &KeyRange, parts: u32) -> Result<Vec<String>, CtlError> {
+    let key = |position: &Position| match position.parts() {
+        (service, Some(key)) if service == range.service() => Some(key.to_owned()),
+        _ => None,
+    };
+    let mut query = ListQuery {
+        service: range.service().to_owned(),
+        from: key(&range.start).unwrap_or_default(),
+        to: key(&range.end).filter(|key| !key.is_empty()),
+        ..ListQuery::default()
+    };
+    // Every n-th key, n doubled whenever there are many: enough to cut by, however large the shard.
+    const SAMPLES_MAX: usize = 8_192;
+    let (mut samples, mut every, mut seen) = (Vec::new(), 1, 0u64);
+    loop {
+        let page = client.list(&query).await?;
+        for item in page.items {
+            if seen % every == 0 {
+                samples.push(item.key);
+            }
+            seen += 1;
+            if samples.len() >= SAMPLES_MAX {
+                let mut keep = false;
+                samples.retain(|_| {
+                    keep = !keep;
+                    keep
+                });
+                every *= 2;
+            }
+        }
+        match page.next {
+            Some(next) => query.resume = Some(next),
+            None => break,
+        }
+    }
+    if samples.len() < parts as usize {
+        let message = format!("too few entities to cut into {parts} parts by: {seen}; name the cut: --at KEY");
+        return Err(CtlError::new(exit::REFUSED, message));
+    }
+    let step = samples.len() as f64 / f64::from(parts);
+    Ok((1..parts)
+        .map(|part| samples[(f64::from(part) * step) as usize].clone())
+        .collect())
 }
 
 async fn lead(env: &Environment, shard: ShardId, on: &str) -> Ended {
@@ -421,6 +551,10 @@ async fn lead(env: &Environment, shard: ShardId, on: &str) -> Ended {
                 replica.shard.id == shard && replica.state == "leader"
             };
             if status.replicas.iter().any(|replica| leads(&replica)) {
+                if env.format().is_json() {
+                    let value = json!({"schema": "isx.shard.lead/1", "shard": shard.to_string(), "leader": node.name});
+                    return env.print_json(&value);
+                }
                 return env.print(&format!("{shard} is led by {}\n", node.name));
             }
         }
@@ -437,7 +571,15 @@ async fn lead(env: &Environment, shard: ShardId, on: &str) -> Ended {
 pub(super) async fn services(env: &Environment) -> Ended {
     let client = env.connect().await?;
     let map = client.map().await?;
-    let mut listing = Listing::new("isx.service.list/1", &["SERVICE", "SHARDS", "REPLICAS", "PRESPLIT"]);
+    let mut listing = Listing::new(
+        "isx.service.list/1",
+        &[
+            "SERVICE:service",
+            "SHARDS:shards",
+            "REPLICAS:replicas",
+            "PRESPLIT:presplit",
+        ],
+    );
     for service in &map.services {
         let shards = map
             .shards
@@ -459,27 +601,50 @@ pub(super) async fn services(env: &Environment) -> Ended {
 
 pub(super) async fn token(env: &Environment, ttl: std::time::Duration) -> Ended {
     let client = env.connect().await?;
-    match client.request(Request::CreateToken { ttl_s: ttl.as_secs() }).await? {
-        Response::Token { token } => {
-            env.say(&format!(
-                "valid for {}. On the new host, with a name and address of its own:",
-                span(ttl.as_millis() as u64)
-            ));
-            env.print(&format!(
-                "isxd join '{token}' --name n4 --listen 192.0.2.4:7401 --dir /etc/isx\n"
-            ))
-        }
-        _ => Err(CtlError::new(exit::UNEXPECTED, "the node answered with something else")),
+    let answer = client.request(Request::CreateToken { ttl_s: ttl.as_secs() }).await?;
+    let Response::Token { token } = answer else {
+        return Err(CtlError::new(exit::UNEXPECTED, "the node answered with something else"));
+    };
+    // The new host knows nobody yet: the line tells it whom to ask, and by which authority to know them.
+    let ca = ConnectOptions::from_context(env.cli.context.as_deref())?.identity.ca;
+    let unusable = |error: &dyn std::error::Error| {
+        let mut this = CtlError::from_error(exit::USAGE, error);
+        this.message = format!(
+            "cannot use the certificate authority `{}`: {}",
+            ca.display(),
+            this.message
+        );
+        this
+    };
+    let pem = std::fs::read_to_string(&ca).map_err(|error| unusable(&error))?;
+    let line = JoinLine {
+        endpoints: client.cached_map().nodes.into_iter().map(|node| node.address).collect(),
+        pin: Pin::of_pem(&pem).map_err(|error| unusable(&error))?,
+        token,
+    };
+    if env.format().is_json() {
+        let value = json!({"schema": "isx.token/1", "line": line.to_string(), "validForSeconds": ttl.as_secs()});
+        return env.print_json(&value);
     }
+    env.say(&format!(
+        "valid for {}. On the new host, with a name and address of its own:",
+        span(ttl.as_millis() as u64)
+    ));
+    env.print(&format!(
+        "isxd join '{line}' --name n4 --listen 192.0.2.4:7401 --dir /etc/isx\n"
+    ))
 }
 
 pub(super) async fn version(env: &Environment, all: bool) -> Ended {
     let own = env!("CARGO_PKG_VERSION");
+    if !all && env.format().is_json() {
+        return env.print_json(&json!({"schema": "isx.version/1", "isxctl": own}));
+    }
     if !all {
         return env.print(&format!("isxctl {own}\n"));
     }
     let cluster = Cluster::ask(env).await?;
-    let mut listing = Listing::new("isx.version.list/1", &["WHAT", "VERSION"]);
+    let mut listing = Listing::new("isx.version.list/1", &["WHAT:what", "VERSION:version"]);
     listing.push(
         vec!["isxctl".into(), own.into()],
         json!({"what": "isxctl", "version": own}),

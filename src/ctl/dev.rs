@@ -121,19 +121,62 @@ pub fn default_directory(variable: impl Fn(&str) -> Option<String>) -> PathBuf {
     }
 }
 
-/// Makes the files of a new cluster: authority, a directory for each node, the operator's identity. Returns the context
-/// with which the operator reaches it.
+/// How a service's key space is cut when the cluster is founded.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Cuts {
+    /// Into this many parts, even over the keys that the router makes for posts.
+    Even(u32),
+    /// At these keys, which rise.
+    At(Vec<String>),
+}
+
+/// A service of a new cluster.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct NewService {
+    /// Its name.
+    pub name: String,
+    /// Its shards.
+    pub cuts: Cuts,
+}
+
+/// The usual services of a new cluster.
+pub fn usual_services() -> Vec<NewService> {
+    let service = |(name, presplit): (&str, u32)| NewService {
+        name: name.to_owned(),
+        cuts: Cuts::Even(presplit),
+    };
+    SERVICES.into_iter().map(service).collect()
+}
+
+/// Makes the files of a new cluster with the usual services: authority, a directory for each node, the operator's
+/// identity. Returns the context with which the operator reaches it.
 pub fn init(directory: &Path, cluster: &str, nodes: &[NewNode], replicas: u32) -> Result<Context, DevError> {
+    init_with(directory, cluster, nodes, replicas, &usual_services())
+}
+
+/// Like [`init`], with other services.
+pub fn init_with(
+    directory: &Path,
+    cluster: &str,
+    nodes: &[NewNode],
+    replicas: u32,
+    services: &[NewService],
+) -> Result<Context, DevError> {
     if directory.join("ca.pem").exists() {
         return Err(DevError::Exists(directory.to_owned()));
     }
     make_directory(directory)?;
     let id = ClusterId::random();
     let authority = ca::Authority::create(cluster)?;
-    let services = SERVICES.iter().fold(String::new(), |text, (service, presplit)| {
-        text + &format!(
-            "\n[[bootstrap.services]]\nname = \"{service}\"\nreplicas = {replicas}\npresplit = {presplit}\n"
-        )
+    let services = services.iter().fold(String::new(), |text, service| {
+        // A TOML basic string is a JSON string: what a key may hold needs escapes in both.
+        let quoted = |text: &String| serde_json::Value::from(text.as_str()).to_string();
+        let cuts = match &service.cuts {
+            Cuts::Even(presplit) => format!("presplit = {presplit}"),
+            Cuts::At(keys) => format!("cuts = [{}]", keys.iter().map(quoted).collect::<Vec<_>>().join(", ")),
+        };
+        let name = quoted(&service.name);
+        text + &format!("\n[[bootstrap.services]]\nname = {name}\nreplicas = {replicas}\n{cuts}\n")
     });
     let founders = nodes.iter().zip(1..).fold(String::new(), |text, (node, id)| {
         let (name, address, zone) = (&node.name, &node.address, &node.zone);

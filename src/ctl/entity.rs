@@ -1,19 +1,16 @@
-//! Entities: get, put, post, patch, delete, list, import, export.
-use std::io::{BufRead, Read, Write as _};
+//! Entities: get, put, post, patch, delete, list; and what became of a write.
+use std::io::Read;
 use std::path::Path;
-use std::sync::Arc;
 
 use bytes::Bytes;
 use serde_json::{Value, json};
-use tokio::sync::Mutex;
 
 use super::args::{Document, EntityCommand, PatchSource};
 use super::exit::{self, CtlError};
 use super::output::{self, Format, Listing, timestamp};
-use super::{Ended, Environment};
-use crate::client::{Client, ListQuery};
+use super::{Ended, Environment, journal, transfer};
+use crate::client::ListQuery;
 use crate::protocol::id::RequestId;
-use crate::protocol::json;
 use crate::protocol::request::{Change, Condition, Write, Written};
 
 pub(super) async fn run(env: &Environment, service: &str, command: EntityCommand) -> Ended {
@@ -78,26 +75,63 @@ pub(super) async fn run(env: &Environment, service: &str, command: EntityCommand
             file,
             key_field,
             parallel,
+            rate,
+            resume,
+            resume_from,
+            patience,
             rejects,
-        } => import(env, service, &file, key_field, parallel, rejects.as_deref()).await,
-        EntityCommand::Export { prefix, out } => export(env, service, prefix, out.as_deref()).await,
+        } => {
+            let plan = transfer::Plan {
+                service: service.to_owned(),
+                file,
+                key_field,
+                parallel: parallel as usize,
+                rate,
+                resume,
+                from_line: resume_from.unwrap_or(1),
+                patience,
+                rejects,
+            };
+            transfer::import(env, plan).await
+        }
+        EntityCommand::Export { prefix, out } => transfer::export(env, service, prefix, out.as_deref()).await,
     }
 }
 
-pub(super) async fn show_request(env: &Environment, id: RequestId, of: &str) -> Ended {
-    let Some((service, key)) = of.split_once('/') else {
-        return Err(CtlError::new(
-            exit::USAGE,
-            format!("--of takes SERVICE/KEY, not `{of}`"),
-        ));
+pub(super) async fn show_request(env: &Environment, id: RequestId, of: Option<&str>) -> Ended {
+    let noted = journal::find(id);
+    let (service, key) = match (of, &noted) {
+        (Some(of), _) => match of.split_once('/') {
+            Some((service, key)) => (service.to_owned(), key.to_owned()),
+            // The key of a post follows from its id.
+            None => (of.to_owned(), id.entity_key()),
+        },
+        (None, Some(entry)) => (entry.service.clone(), entry.key.clone()),
+        (None, None) => {
+            let message = format!("{id} is not in this account's journal of writes: name the entity it went to");
+            return Err(CtlError::new(exit::USAGE, message)
+                .next(format!("isxctl request show {id} --of SERVICE/KEY"))
+                .next(format!("isxctl request show {id} --of SERVICE       if it was a post")));
+        }
     };
     let client = env.connect().await?;
-    match client.show_request(service, key, id).await? {
-        Some(written) => print_written(env, service, id, &written, "committed"),
+    let shown = client.show_request(&service, &key, id).await;
+    client.close().await;
+    match shown? {
+        Some(written) => print_written(env, &service, id, &written, "committed"),
         None => {
-            let message =
-                format!("{id} is not remembered at {of}: it never arrived, or it was more than ten minutes ago");
-            Err(CtlError::new(exit::NOT_FOUND, message).next("repeat the write with --request-id: it has one effect"))
+            let what = format!("{id} is not committed at {service}/{key}, as far as the entity remembers");
+            let mut error = CtlError::new(exit::NOT_FOUND, what);
+            error.causes.push(match noted {
+                Some(entry) => format!(
+                    "it was sent at {}; at least ten minutes are remembered",
+                    timestamp(entry.sent_ms)
+                ),
+                None => "at least ten minutes are remembered".to_owned(),
+            });
+            Err(error.next(format!(
+                "repeat the write with --request-id {id}: it has one effect, however often"
+            )))
         }
     }
 }
@@ -110,33 +144,48 @@ async fn get(env: &Environment, service: &str, keys: &[String]) -> Ended {
             missing.push(format!("{service}/{key}"));
             continue;
         };
+        let document = String::from_utf8_lossy(&entity.document);
         match env.format() {
-            Format::Json | Format::Jsonl => items.push(json!({
-                "service": service, "key": key, "version": entity.version, "updated": timestamp(entity.updated_ms),
-                "document": parse(&entity.document),
-            })),
+            // Put together as text: numbers of the document stay spelt as they were put.
+            Format::Json | Format::Jsonl => {
+                let head = json!({"service": service, "key": key, "version": entity.version,
+                                  "updated": timestamp(entity.updated_ms)})
+                .to_string();
+                items.push(format!("{},\"document\":{document}}}", head.trim_end_matches('}')));
+            }
             Format::Name => text += &format!("{key}\n"),
-            Format::Plain => text += &format!("{}\n", String::from_utf8_lossy(&entity.document)),
-            Format::Table => {
+            Format::Plain => {
+                let line = output::compact(&entity.document);
+                text += &format!("{}\n", String::from_utf8_lossy(&line));
+            }
+            Format::Table | Format::Wide => {
                 env.say(&format!(
                     "{service}/{key}   v{}   updated {}",
                     entity.version,
                     timestamp(entity.updated_ms)
                 ));
-                text += &output::pretty(&parse(&entity.document));
+                text += &output::indent(&document);
             }
         }
     }
+    client.close().await;
     match env.format() {
         Format::Json if keys.len() == 1 && items.len() == 1 => {
-            let mut item = items.remove(0);
-            item["schema"] = "isx.entity/1".into();
-            text = output::pretty(&item);
+            text = output::indent(&items[0].replacen('{', r#"{"schema":"isx.entity/1","#, 1));
         }
         Format::Json => {
-            text = output::pretty(&json!({"schema": "isx.entity.list/1", "items": items, "missing": missing}))
+            text = output::indent(&format!(
+                r#"{{"schema":"isx.entity.list/1","items":[{}],"absent":{}}}"#,
+                items.join(","),
+                json!(missing)
+            ));
         }
-        Format::Jsonl => text = items.iter().map(|item| format!("{item}\n")).collect(),
+        Format::Jsonl => {
+            let lines = items.iter().map(|item| output::compact(item.as_bytes()));
+            text = lines
+                .map(|line| String::from_utf8_lossy(&line).into_owned() + "\n")
+                .collect();
+        }
         _ => {}
     }
     env.print(&text)?;
@@ -164,6 +213,8 @@ async fn change_entity(
         "committed"
     };
     let client = env.connect().await?;
+    let is_post = matches!(change, Change::Post(_));
+    journal::note(service, &if is_post { id.entity_key() } else { key.clone() }, id);
     let written = client
         .write(Write {
             service: service.to_owned(),
@@ -172,8 +223,9 @@ async fn change_entity(
             condition,
             change,
         })
-        .await?;
+        .await;
     client.close().await;
+    let written = written?;
     print_written(env, service, id, &written, word)
 }
 
@@ -186,10 +238,10 @@ fn print_written(env: &Environment, service: &str, id: RequestId, written: &Writ
         shard,
     } = written;
     match env.format() {
-        Format::Json | Format::Jsonl => env.print(&output::pretty(&json!({
+        Format::Json | Format::Jsonl => env.print_json(&json!({
             "schema": "isx.written/1", "service": service, "key": key, "version": version, "repeated": repeated,
             "committed": timestamp(*updated_ms), "shard": shard.to_string(), "requestId": id.to_string(),
-        }))),
+        })),
         Format::Name => env.print(&format!("{key}\n")),
         _ => {
             let repeated = if *repeated {
@@ -206,10 +258,11 @@ fn print_written(env: &Environment, service: &str, id: RequestId, written: &Writ
 
 async fn list(env: &Environment, mut query: ListQuery, fields: &[String]) -> Ended {
     let client = env.connect().await?;
-    let mut columns = vec!["KEY", "VERSION", "UPDATED"];
-    let names: Vec<String> = fields.iter().map(|field| field.to_uppercase()).collect();
-    columns.extend(names.iter().map(|name| &*Box::leak(name.clone().into_boxed_str())));
+    let columns = ["KEY:key", "VERSION:version", "UPDATED:updated"];
     let mut listing = Listing::new("isx.entity.list/1", &columns);
+    for field in fields {
+        listing.column(&field.to_uppercase(), field);
+    }
     let mut left = query.limit;
     let next = loop {
         query.limit = left;
@@ -224,7 +277,11 @@ async fn list(env: &Environment, mut query: ListQuery, fields: &[String]) -> End
             };
             for field in fields {
                 let value = field.split('.').fold(&document, |value, part| &value[part]);
-                row.push(value.as_str().map_or_else(|| value.to_string(), str::to_owned));
+                row.push(match value {
+                    Value::Null => "-".to_owned(),
+                    Value::String(text) => text.clone(),
+                    other => other.to_string(),
+                });
                 object[field.as_str()] = value.clone();
             }
             listing.push(row, object);
@@ -236,221 +293,17 @@ async fn list(env: &Environment, mut query: ListQuery, fields: &[String]) -> End
         }
     };
     if let Some(next) = &next {
-        listing.extra.push(("continue", json!(next)));
+        listing.about.push(("continue", json!(next)));
+        listing
+            .next
+            .push(format!("isxctl entity {} list --continue {next}", query.service));
     }
+    client.close().await;
     let ended = env.print_listing(&listing)?;
-    if let Some(next) = next {
-        env.say(&format!(
-            "there are more: isxctl entity {} list --continue {next}",
-            query.service
-        ));
+    if let Some(again) = listing.next.first() {
+        env.say(&format!("there are more: {again}"));
     }
     Ok(ended)
-}
-
-/// Lines still to be put, shared by the workers.
-struct Source {
-    lines: std::io::Lines<Box<dyn BufRead + Send>>,
-    number: u64,
-}
-
-async fn import(
-    env: &Environment,
-    service: &str,
-    file: &Path,
-    key_field: Option<String>,
-    parallel: u32,
-    rejects: Option<&Path>,
-) -> Ended {
-    let cannot = |what: &str, path: &Path, error: std::io::Error| {
-        let mut this = CtlError::from_error(exit::UNEXPECTED, &error);
-        this.message = format!("cannot {what} `{}`: {}", path.display(), this.message);
-        this
-    };
-    let (reader, bytes): (Box<dyn BufRead + Send>, Option<u64>) = if file == Path::new("-") {
-        (Box::new(std::io::BufReader::new(std::io::stdin())), None)
-    } else {
-        let opened = std::fs::File::open(file).map_err(|error| cannot("open", file, error))?;
-        let length = opened.metadata().map(|meta| meta.len()).ok();
-        (Box::new(std::io::BufReader::with_capacity(1 << 18, opened)), length)
-    };
-    let mut reject_file = match rejects {
-        Some(path) => Some(std::fs::File::create(path).map_err(|error| cannot("create", path, error))?),
-        None => None,
-    };
-    let client = env.connect().await?;
-    let bar = env.progress(
-        bytes,
-        "{msg} {bar:30} {bytes}/{total_bytes}  {bytes_per_sec}  eta {eta}",
-    );
-    bar.set_message("import");
-    let began = std::time::Instant::now();
-    let source = Arc::new(Mutex::new(Source {
-        lines: reader.lines(),
-        number: 0,
-    }));
-    let mut workers = tokio::task::JoinSet::new();
-    for _ in 0..parallel {
-        let (client, source, bar) = (client.clone(), Arc::clone(&source), bar.clone());
-        let (service, key_field) = (service.to_owned(), key_field.clone());
-        workers.spawn(async move { import_worker(&client, &service, key_field.as_deref(), &source, &bar).await });
-    }
-    let (mut done, mut rejected) = (0, Vec::new());
-    while let Some(worker) = workers.join_next().await {
-        let (count, bad) = worker.map_err(|error| CtlError::from_error(exit::UNEXPECTED, &error))?;
-        done += count;
-        rejected.extend(bad);
-    }
-    bar.finish_and_clear();
-    rejected.sort_by_key(|(number, _, _)| *number);
-    if let Some(out) = &mut reject_file {
-        for (number, line, why) in &rejected {
-            let row = json!({"line": number, "why": why, "text": line});
-            writeln!(out, "{row}").map_err(|error| cannot("write", rejects.unwrap_or(file), error))?;
-        }
-    }
-    let seconds = began.elapsed().as_secs_f64();
-    let rate = done as f64 / seconds.max(1e-9);
-    match env.format() {
-        Format::Json | Format::Jsonl => env.print(&output::pretty(&json!({
-            "schema": "isx.import/1", "service": service, "done": done, "rejected": rejected.len(),
-            "seconds": seconds, "perSecond": rate,
-        })))?,
-        _ => env.print(&format!(
-            "{done} put, {} rejected, in {seconds:.1} s ({rate:.0}/s)\n",
-            rejected.len()
-        ))?,
-    };
-    if rejected.is_empty() {
-        return Ok(exit::OK);
-    }
-    let mut error = CtlError::new(exit::PARTLY, format!("{} lines were not taken", rejected.len()));
-    error.committed = "yes";
-    error.causes = rejected
-        .iter()
-        .take(5)
-        .map(|(number, _, why)| format!("line {number}: {why}"))
-        .collect();
-    Err(error.next("--rejects FILE keeps them; importing the same file again is harmless"))
-}
-
-async fn import_worker(
-    client: &Client,
-    service: &str,
-    key_field: Option<&str>,
-    source: &Mutex<Source>,
-    bar: &indicatif::ProgressBar,
-) -> (u64, Vec<(u64, String, String)>) {
-    let (mut done, mut rejected) = (0, Vec::new());
-    loop {
-        let (number, line) = {
-            let mut source = source.lock().await;
-            source.number += 1;
-            match source.lines.next() {
-                None => return (done, rejected),
-                Some(Ok(line)) => (source.number, line),
-                Some(Err(error)) => {
-                    rejected.push((source.number, String::new(), format!("cannot be read: {error}")));
-                    return (done, rejected);
-                }
-            }
-        };
-        if line.trim().is_empty() {
-            continue;
-        }
-        let result = match import_line(&line, key_field) {
-            Ok((key, document)) => client
-                .put(service, &key, document)
-                .await
-                .map_err(|error| error.to_string()),
-            Err(why) => Err(why),
-        };
-        match result {
-            Ok(_) => done += 1,
-            Err(why) => rejected.push((number, line.clone(), why)),
-        }
-        bar.inc(line.len() as u64 + 1);
-    }
-}
-
-/// Key and document of a line.
-fn import_line(line: &str, key_field: Option<&str>) -> Result<(String, Bytes), String> {
-    // Checked as text first: a field that occurs twice would be lost by parsing.
-    json::check_document(line.as_bytes())?;
-    let mut value: Value = serde_json::from_str(line).map_err(|error| error.to_string())?;
-    match key_field {
-        Some(field) => {
-            let key = value
-                .get(field)
-                .and_then(Value::as_str)
-                .ok_or_else(|| format!("no text field `{field}`"))?;
-            Ok((key.to_owned(), Bytes::copy_from_slice(line.trim().as_bytes())))
-        }
-        None => {
-            let key = value
-                .get("key")
-                .and_then(Value::as_str)
-                .ok_or("no text field `key`")?
-                .to_owned();
-            let document = value
-                .get_mut("document")
-                .map(Value::take)
-                .ok_or("no field `document`")?;
-            Ok((key, document.to_string().into()))
-        }
-    }
-}
-
-async fn export(env: &Environment, service: &str, prefix: String, out: Option<&Path>) -> Ended {
-    let client = env.connect().await?;
-    let bar = env.progress(None, "export {spinner} {pos} entities  {per_sec}");
-    let failed = |error: std::io::Error| CtlError::from_error(exit::UNEXPECTED, &error);
-    let mut sink: Box<dyn std::io::Write> = match out {
-        Some(path) => Box::new(std::io::BufWriter::new(std::fs::File::create(path).map_err(failed)?)),
-        None => Box::new(std::io::BufWriter::new(std::io::stdout().lock())),
-    };
-    let mut query = ListQuery {
-        service: service.to_owned(),
-        prefix,
-        documents: true,
-        ..ListQuery::default()
-    };
-    let mut count = 0;
-    loop {
-        let page = client.list(&query).await?;
-        for item in &page.items {
-            // The document as it was put, between a key and nothing else.
-            let key = Value::from(item.key.as_str());
-            // A line is a line: a document that was put with line breaks loses them, and nothing else.
-            let document = if item.document.contains(&b'\n') {
-                Bytes::from(parse(&item.document).to_string())
-            } else {
-                item.document.clone()
-            };
-            let line = [
-                br#"{"key":"#.as_slice(),
-                key.to_string().as_bytes(),
-                br#","document":"#.as_slice(),
-                &document,
-                b"}\n".as_slice(),
-            ]
-            .concat();
-            match sink.write_all(&line) {
-                Err(error) if error.kind() == std::io::ErrorKind::BrokenPipe => return Ok(exit::OK),
-                other => other.map_err(failed)?,
-            }
-        }
-        count += page.items.len() as u64;
-        bar.set_position(count);
-        match page.next {
-            Some(next) => query.resume = Some(next),
-            None => break,
-        }
-    }
-    sink.flush().map_err(failed)?;
-    bar.finish_and_clear();
-    env.say(&format!("{count} exported"));
-    Ok(exit::OK)
 }
 
 fn version(wanted: Option<u64>) -> Condition {
@@ -515,16 +368,6 @@ fn read_patch(source: &PatchSource) -> Result<Bytes, CtlError> {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn lines_become_keys_and_documents() {
-        let (key, document) = import_line(r#"{"key":"c-1","document":{"b":1,"a":[2.50]}}"#, None).expect("valid");
-        assert_eq!((key.as_str(), &document[..]), ("c-1", &br#"{"b":1,"a":[2.5]}"#[..]));
-        let (key, document) = import_line(r#" {"id":"x", "n": 1} "#, Some("id")).expect("valid");
-        assert_eq!((key.as_str(), &document[..]), ("x", &br#"{"id":"x", "n": 1}"#[..]));
-        assert!(import_line(r#"{"key":"a","key":"b","document":{}}"#, None).is_err());
-        assert!(import_line(r#"{"key":1,"document":{}}"#, None).is_err());
-    }
 
     #[test]
     fn assignments_become_a_merge_patch() {

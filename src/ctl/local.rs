@@ -5,14 +5,15 @@ use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 
-use super::args::{ClusterCommand, ContextCommand, DevCommand, DevPlace};
+use super::args::{ClusterCommand, ContextCommand, DevCommand, DevPlace, FirstCuts};
 use super::bench::{self, BenchArgs};
-use super::dev::{self, DevError, LocalNode, NewNode};
+use super::dev::{self, Cuts, DevError, LocalNode, NewNode, NewService};
 use super::exit::{self, CtlError};
-use super::output::{Format, Listing, pretty};
+use super::output::Listing;
 use super::{Ended, Environment};
 use crate::client::Client;
 use crate::client::context::Contexts;
+use crate::protocol::key::check_entity_key;
 
 impl From<DevError> for CtlError {
     fn from(error: DevError) -> Self {
@@ -35,10 +36,18 @@ fn directory(place: &DevPlace) -> PathBuf {
 
 pub(super) async fn dev(env: &Environment, command: DevCommand) -> Ended {
     match command {
-        DevCommand::Up { nodes, fresh, place } => up(env, nodes, fresh, &place).await,
+        DevCommand::Up {
+            nodes,
+            fresh,
+            cuts,
+            place,
+        } => up(env, nodes, fresh, &cuts, &place).await,
         DevCommand::Down { wipe, place } => down(env, wipe, &place),
         DevCommand::Status { place } => {
-            let mut listing = Listing::new("isx.dev.status/1", &["NODE", "ADDRESS", "PROCESS", "LOG"]);
+            let mut listing = Listing::new(
+                "isx.dev.status/1",
+                &["NODE:node", "ADDRESS:address", "PROCESS:pid", "LOG:log"],
+            );
             for node in dev::nodes(&directory(&place))? {
                 let process = node.pid.map_or_else(|| "not running".to_owned(), |pid| pid.to_string());
                 let item = json!({"node": node.name, "address": node.address, "pid": node.pid, "log": node.log});
@@ -87,7 +96,8 @@ fn find(place: &DevPlace, name: &str) -> Result<LocalNode, CtlError> {
     found.ok_or_else(|| CtlError::from(DevError::NoNode(name.to_owned())).next("isxctl dev status"))
 }
 
-async fn up(env: &Environment, count: u32, fresh: bool, place: &DevPlace) -> Ended {
+async fn up(env: &Environment, count: u32, fresh: bool, cuts: &FirstCuts, place: &DevPlace) -> Ended {
+    let services = services(cuts)?;
     let directory = directory(place);
     let began = Instant::now();
     if fresh && directory.join("ca.pem").exists() {
@@ -100,7 +110,7 @@ async fn up(env: &Environment, count: u32, fresh: bool, place: &DevPlace) -> End
     let known = directory.join("ca.pem").exists();
     if !known {
         env.say(&format!("making a cluster of {count} in {}", directory.display()));
-        let context = dev::init(&directory, "dev", &dev::local_nodes(count)?, count.min(3))?;
+        let context = dev::init_with(&directory, "dev", &dev::local_nodes(count)?, count.min(3), &services)?;
         dev::use_context("dev", context)?;
     }
     let nodes = dev::nodes(&directory)?;
@@ -116,14 +126,12 @@ async fn up(env: &Environment, count: u32, fresh: bool, place: &DevPlace) -> End
         .map(|node| format!("{} {}", node.name, node.address))
         .collect();
     let seconds = began.elapsed().as_secs_f64();
-    if env.format() == Format::Json {
+    if env.format().is_json() {
         let items: Vec<Value> = nodes
             .iter()
             .map(|n| json!({"node": n.name, "address": n.address}))
             .collect();
-        return env.print(&pretty(
-            &json!({"schema": "isx.dev.up/1", "seconds": seconds, "items": items}),
-        ));
+        return env.print_json(&json!({"schema": "isx.dev.up/1", "seconds": seconds, "items": items}));
     }
     env.print(&format!(
         "{} nodes are up and serving after {seconds:.1} s: {}\n\nnext\n\
@@ -212,13 +220,43 @@ fn down(env: &Environment, wipe: bool, place: &DevPlace) -> Ended {
     env.print(&text)
 }
 
+/// The services of a new cluster, cut as the operator wants.
+fn services(first: &FirstCuts) -> Result<Vec<NewService>, CtlError> {
+    let mut services = dev::usual_services();
+    for service in &mut services {
+        service.cuts = Cuts::Even(first.presplit);
+    }
+    for text in &first.cuts {
+        let usage = |why: &str| {
+            CtlError::new(
+                exit::USAGE,
+                format!("--cuts takes SERVICE=KEY,KEY, not `{text}`: {why}"),
+            )
+        };
+        let (name, keys) = text.split_once('=').ok_or_else(|| usage("there is no ="))?;
+        let keys: Vec<String> = keys.split(',').map(str::to_owned).collect();
+        let service = services.iter_mut().find(|service| service.name == name);
+        let service = service.ok_or_else(|| usage("the services are campaign and profile"))?;
+        for key in &keys {
+            check_entity_key(key).map_err(|error| usage(&error.to_string()))?;
+        }
+        if !keys.is_sorted_by(|a, b| a.as_bytes() < b.as_bytes()) {
+            return Err(usage("the keys must rise"));
+        }
+        service.cuts = Cuts::At(keys);
+    }
+    Ok(services)
+}
+
 pub(super) fn cluster(env: &Environment, command: ClusterCommand) -> Ended {
     let ClusterCommand::Init {
         name,
         nodes,
         replicas,
         out,
+        cuts,
     } = command;
+    let services = services(&cuts)?;
     let mut list = Vec::new();
     for text in &nodes {
         let usage = || {
@@ -239,7 +277,7 @@ pub(super) fn cluster(env: &Environment, command: ClusterCommand) -> Ended {
             zone: zone.to_owned(),
         });
     }
-    let context = dev::init(&out, &name, &list, replicas.min(list.len() as u32))?;
+    let context = dev::init_with(&out, &name, &list, replicas.min(list.len() as u32), &services)?;
     let file = dev::use_context(&name, context)?;
     let mut text = format!(
         "made {} for {} nodes; context `{name}` is current in {}\n",
@@ -265,7 +303,7 @@ pub(super) fn context(env: &Environment, command: ContextCommand) -> Ended {
     let mut contexts = Contexts::read(&path).map_err(failed)?;
     match command {
         ContextCommand::List => {
-            let mut listing = Listing::new("isx.context.list/1", &["NAME", "CURRENT", "ENDPOINTS"]);
+            let mut listing = Listing::new("isx.context.list/1", &["NAME:name", "CURRENT:current", "ENDPOINTS"]);
             for (name, context) in &contexts.contexts {
                 let current = contexts.current.as_ref() == Some(name);
                 let row = vec![
@@ -287,7 +325,7 @@ pub(super) fn context(env: &Environment, command: ContextCommand) -> Ended {
                 "cluster": context.cluster.map(|id| id.to_string()), "ca": context.ca,
                 "certificate": context.certificate, "key": context.key,
             });
-            env.print(&pretty(&value))
+            env.print_json(&value)
         }
         ContextCommand::Use { name } => {
             contexts.find(Some(&name), &path).map_err(failed)?;
@@ -309,8 +347,8 @@ pub(super) async fn bench(env: &Environment, args: &BenchArgs) -> Ended {
     };
     let bar = env.progress(Some(args.duration), "{msg} {bar:30} {pos}/{len}  {per_sec}");
     let outcome = bench::run(&client, args, &servers, &bar).await;
-    if env.format() == Format::Json {
-        env.print(&pretty(&outcome.json))?;
+    if env.format().is_json() {
+        env.print_json(&outcome.json)?;
     } else {
         let counters = client.counters();
         env.print(&outcome.text)?;

@@ -9,17 +9,24 @@ mod cluster;
 pub mod dev;
 mod entity;
 pub mod exit;
+mod health;
+mod journal;
 mod local;
 pub mod output;
 mod status;
+mod topics;
+mod transfer;
 
+use std::cell::Cell;
 use std::io::IsTerminal;
+use std::time::{Duration, Instant};
 
 use args::{Cli, Command};
 use clap::{CommandFactory, Parser};
 use exit::CtlError;
 use indicatif::{ProgressBar, ProgressStyle};
-use output::{Format, Listing};
+use output::{Format, Listing, Shape};
+use serde_json::Value;
 
 use crate::client::{Client, ConnectOptions};
 use crate::protocol::error::Code;
@@ -30,18 +37,24 @@ type Ended = Result<u8, CtlError>;
 /// What every command is given.
 pub(crate) struct Environment {
     cli: Cli,
+    /// What lists are cut down to.
+    shape: Shape,
+    /// Whether nobody reads the output any more.
+    is_closed: Cell<bool>,
 }
 
 /// Reads the command line, does what it says, returns the exit code.
 pub fn run() -> u8 {
-    let cli = match Cli::try_parse() {
+    let arguments: Vec<std::ffi::OsString> = std::env::args_os().collect();
+    if let Some(text) = topics::asked(&arguments) {
+        let _ = output::print(text);
+        return exit::OK;
+    }
+    let cli = match Cli::try_parse_from(&arguments) {
         Ok(cli) => cli,
-        Err(error) => {
-            let _ = error.print();
-            return if error.use_stderr() { exit::USAGE } else { exit::OK };
-        }
+        Err(error) => return usage(&error, &arguments),
     };
-    let json = cli.json || matches!(cli.output, Format::Json | Format::Jsonl);
+    let format = if cli.json { Format::Json } else { cli.output };
     let runtime = match tokio::runtime::Builder::new_current_thread().enable_all().build() {
         Ok(runtime) => runtime,
         Err(error) => {
@@ -49,57 +62,154 @@ pub fn run() -> u8 {
             return exit::UNEXPECTED;
         }
     };
-    let ended = runtime.block_on(dispatch(cli));
+    let ended = runtime.block_on(dispatch(cli, format));
+    // Not waiting for a thread that may be reading a terminal.
+    runtime.shutdown_background();
     match ended {
         Ok(code) => code,
-        Err(error) if json => {
-            eprint!("{}", output::pretty(&error.json()));
-            error.exit
-        }
         Err(error) => {
-            eprintln!("{}", error.text());
+            report(&error, format);
             error.exit
         }
     }
 }
 
-async fn dispatch(mut cli: Cli) -> Ended {
-    if cli.json {
-        cli.output = Format::Json;
+fn report(error: &CtlError, format: Format) {
+    match format {
+        Format::Json => eprint!("{}", output::pretty(&error.json())),
+        Format::Jsonl => eprintln!("{}", error.json()),
+        _ => eprintln!("{}", error.text()),
     }
+}
+
+/// A command line that can't be read, or a call for help.
+fn usage(error: &clap::Error, arguments: &[std::ffi::OsString]) -> u8 {
+    if !error.use_stderr() {
+        let _ = error.print();
+        return exit::OK;
+    }
+    // The format is not parsed where the rest is not; a program that asked for JSON gets it all the same.
+    let words: Vec<&str> = arguments.iter().filter_map(|word| word.to_str()).collect();
+    let named = |name: &str| {
+        words
+            .iter()
+            .any(|word| *word == format!("-o{name}") || *word == format!("--output={name}"))
+            || words
+                .windows(2)
+                .any(|pair| matches!(pair[0], "-o" | "--output") && pair[1] == name)
+            || std::env::var("ISX_OUTPUT").is_ok_and(|value| value == name)
+    };
+    if !(words.contains(&"--json") || named("json") || named("jsonl")) {
+        let _ = error.print();
+        return exit::USAGE;
+    }
+    let text = error.render().to_string();
+    let mut lines = text.lines().map(str::trim).filter(|line| !line.is_empty());
+    let message = lines.next().unwrap_or_default().trim_start_matches("error: ");
+    let mut error = CtlError::new(exit::USAGE, message);
+    error.causes = lines
+        .filter(|line| !line.starts_with("For more"))
+        .map(str::to_owned)
+        .collect();
+    let format = if named("jsonl") { Format::Jsonl } else { Format::Json };
+    report(&error, format);
+    exit::USAGE
+}
+
+async fn dispatch(mut cli: Cli, format: Format) -> Ended {
     let command = std::mem::replace(&mut cli.command, Command::Version { all: false });
-    let env = Environment { cli };
+    let mut env = Environment::new(cli, format);
+    let Some(every) = env.cli.watch else {
+        return perform(&env, command).await;
+    };
+    let is_watchable = matches!(
+        command,
+        Command::Status { .. }
+            | Command::Health { .. }
+            | Command::Node(_)
+            | Command::Shard(args::ShardCommand::List { .. } | args::ShardCommand::Show { .. })
+            | Command::Service(_)
+    );
+    if !is_watchable {
+        let message = "--watch goes with status, health, node list, node show, shard list, shard show and service list";
+        return Err(CtlError::new(exit::USAGE, message));
+    }
+    if !std::io::stdout().is_terminal() {
+        env.cli.output = Format::Jsonl;
+    }
+    let every = every.max(WATCH_MIN);
+    loop {
+        let began = Instant::now();
+        if let Err(error) = perform(&env, command.clone()).await {
+            // A wrong command line stays wrong; everything else may be over the next time.
+            if error.exit == exit::USAGE {
+                return Err(error);
+            }
+            match env.format() {
+                Format::Jsonl => env.print(&format!("{}\n", error.json()))?,
+                _ => env.print(&format!("{}\n", error.text()))?,
+            };
+        }
+        if env.is_closed.get() {
+            return Ok(exit::OK);
+        }
+        tokio::time::sleep(every.saturating_sub(began.elapsed())).await;
+    }
+}
+
+/// Looking more often than this tells nobody more.
+const WATCH_MIN: Duration = Duration::from_millis(200);
+
+async fn perform(env: &Environment, command: Command) -> Ended {
     match command {
-        Command::Status { exit_code } => status::status(&env, exit_code).await,
-        Command::Campaign(command) => entity::run(&env, "campaign", command).await,
-        Command::Profile(command) => entity::run(&env, "profile", command).await,
-        Command::Entity { service, command } => entity::run(&env, &service, command).await,
-        Command::Request(args::RequestCommand::Show { id, of }) => entity::show_request(&env, id, &of).await,
-        Command::Node(command) => cluster::node(&env, command).await,
-        Command::Shard(command) => cluster::shard(&env, command).await,
-        Command::Service(args::ServiceCommand::List) => cluster::services(&env).await,
-        Command::Token(args::TokenCommand::Create { ttl }) => cluster::token(&env, ttl).await,
-        Command::Cluster(command) => local::cluster(&env, command),
-        Command::Dev(command) => local::dev(&env, command).await,
-        Command::Context(command) => local::context(&env, command),
-        Command::Bench(args) => local::bench(&env, &args).await,
-        Command::Explain { code } => explain(&env, &code),
+        Command::Status { exit_code } => status::status(env, exit_code).await,
+        Command::Health { code, exit_code } => health::health(env, code.as_deref(), exit_code).await,
+        Command::Campaign(command) => entity::run(env, "campaign", command).await,
+        Command::Profile(command) => entity::run(env, "profile", command).await,
+        Command::Entity { service, command } => entity::run(env, &service, command).await,
+        Command::Request(args::RequestCommand::Show { id, of }) => entity::show_request(env, id, of.as_deref()).await,
+        Command::Node(command) => cluster::node(env, command).await,
+        Command::Shard(command) => cluster::shard(env, command).await,
+        Command::Service(args::ServiceCommand::List) => cluster::services(env).await,
+        Command::Token(args::TokenCommand::Create { ttl }) => cluster::token(env, ttl).await,
+        Command::Cluster(command) => local::cluster(env, command),
+        Command::Dev(command) => local::dev(env, command).await,
+        Command::Context(command) => local::context(env, command),
+        Command::Bench(args) => local::bench(env, &args).await,
+        Command::Explain { code } => explain(env, &code),
         Command::Completion { shell } => {
             let mut script = Vec::new();
             clap_complete::generate(shell, &mut Cli::command(), "isxctl", &mut script);
             env.print(&String::from_utf8_lossy(&script))
         }
-        Command::Version { all } => cluster::version(&env, all).await,
+        Command::Version { all } => cluster::version(env, all).await,
     }
 }
 
 impl Environment {
+    fn new(mut cli: Cli, format: Format) -> Self {
+        cli.output = format;
+        let shape = Shape {
+            columns: cli.columns.clone(),
+            sort: cli.sort.clone(),
+            filters: cli.filter.clone(),
+            headers: !cli.no_headers,
+        };
+        Self {
+            cli,
+            shape,
+            is_closed: Cell::new(false),
+        }
+    }
+
     async fn connect(&self) -> Result<Client, CtlError> {
         let mut options = ConnectOptions::from_context(self.cli.context.as_deref())?;
         if !self.cli.endpoint.is_empty() {
             options.endpoints.clone_from(&self.cli.endpoint);
         }
         options.timeout = self.cli.timeout;
+        options.connect_timeout = options.connect_timeout.min(self.cli.timeout);
+        options.dial_timeout = options.dial_timeout.min(self.cli.timeout);
         Ok(Client::connect(options).await?)
     }
 
@@ -108,17 +218,38 @@ impl Environment {
     }
 
     fn print(&self, text: &str) -> Ended {
-        output::print(text).map_err(|error| CtlError::from_error(exit::UNEXPECTED, &error))?;
+        let is_open = if self.cli.watch.is_some() && self.format() != Format::Jsonl {
+            output::print(&output::in_place(text))
+        } else {
+            output::print(text)
+        };
+        let is_open = is_open.map_err(|error| CtlError::from_error(exit::UNEXPECTED, &error))?;
+        self.is_closed.set(!is_open);
         Ok(exit::OK)
     }
 
+    /// Indented, or on one line where lines of JSON are wanted.
+    fn print_json(&self, value: &Value) -> Ended {
+        match self.format() {
+            Format::Jsonl => self.print(&format!("{value}\n")),
+            _ => self.print(&output::pretty(value)),
+        }
+    }
+
     fn print_listing(&self, listing: &Listing) -> Ended {
-        self.print(&listing.render(self.format(), !self.cli.no_headers))
+        let wrong = |why: String| CtlError::new(exit::USAGE, why);
+        if self.cli.watch.is_some() && self.format() == Format::Jsonl {
+            // One line for each look, not for each item: otherwise nobody could tell the looks apart.
+            let text = listing.render(Format::Json, &self.shape).map_err(wrong)?;
+            let line = output::compact(text.as_bytes());
+            return self.print(&format!("{}\n", String::from_utf8_lossy(&line)));
+        }
+        self.print(&listing.render(self.format(), &self.shape).map_err(wrong)?)
     }
 
     /// For people, unless the output is for programs.
     fn say(&self, text: &str) {
-        if !matches!(self.format(), Format::Json | Format::Jsonl) {
+        if !self.format().is_json() && self.cli.watch.is_none() {
             eprintln!("{text}");
         }
     }
@@ -159,7 +290,10 @@ impl Environment {
 
 fn explain(env: &Environment, text: &str) -> Ended {
     let digits = text.trim_start_matches(|c: char| !c.is_ascii_digit());
-    let code = Code::ALL.iter().find(|code| code.number().to_string() == digits);
+    let code = Code::ALL
+        .iter()
+        .copied()
+        .find(|code| code.number().to_string() == digits);
     let Some(code) = code else {
         let known: Vec<String> = Code::ALL.iter().map(ToString::to_string).collect();
         return Err(CtlError::new(
@@ -167,12 +301,17 @@ fn explain(env: &Environment, text: &str) -> Ended {
             format!("there is no error {text}; there are {}", known.join(", ")),
         ));
     };
-    if env.format() == Format::Json {
+    if env.format().is_json() {
         let class = format!("{:?}", code.class()).to_lowercase();
-        return env.print(&output::pretty(&serde_json::json!({
+        return env.print_json(&serde_json::json!({
             "schema": "isx.explain/1", "code": code.to_string(), "class": class, "title": code.title(),
-            "text": code.explain(),
-        })));
+            "exit": exit::of(code), "text": code.explain(),
+        }));
     }
-    env.print(&format!("{code}  {}\n\n{}\n", code.title(), code.explain()))
+    env.print(&format!(
+        "{code}  {}\n\n{}\n\nisxctl ends with exit code {}.\n",
+        code.title(),
+        code.explain(),
+        exit::of(code)
+    ))
 }

@@ -1,11 +1,14 @@
 //! How the cluster is: every node asked directly, whatever answers is shown.
 use std::collections::{BTreeMap, BTreeSet};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use serde_json::{Value, json};
 
 use super::exit;
-use super::output::{self, Format, size, span};
+use super::health::Severity;
+use super::output::{size, span, timestamp};
 use super::{Ended, Environment};
+use crate::client::ClientError;
 use crate::protocol::id::{NodeId, ShardId};
 use crate::protocol::request::{NodeStatus, ReplicaStatus};
 use crate::protocol::shard_map::{NodeInfo, ShardDescriptor};
@@ -18,7 +21,13 @@ pub(super) struct Cluster {
     /// By id; each the newest descriptor anybody told.
     pub(super) shards: BTreeMap<ShardId, ShardDescriptor>,
     pub(super) name: String,
+    /// When the answers were in. Unit: ms since 1970.
+    pub(super) as_of_ms: u64,
 }
+
+/// A node has this long to answer, or four times what connecting took where the link is slow: one that is down must not
+/// hold up the picture of the others.
+const NODE_LIMIT: Duration = Duration::from_millis(600);
 
 /// How one shard is.
 pub(super) struct ShardHealth<'a> {
@@ -57,16 +66,18 @@ const BEHIND_ENTRIES: u64 = 2_000;
 
 impl Cluster {
     pub(super) async fn ask(env: &Environment) -> Result<Self, exit::CtlError> {
+        let began = Instant::now();
         let client = env.connect().await?;
+        let limit = NODE_LIMIT.max(began.elapsed() * 4).min(env.cli.timeout);
         let (mut nodes, mut answered, mut silent) = (Vec::new(), BTreeMap::new(), BTreeMap::new());
         let mut shards: BTreeMap<ShardId, ShardDescriptor> = BTreeMap::new();
-        for (node, status) in client.statuses().await {
+        for (node, status) in client.statuses_within(limit).await {
             match status {
                 Ok(status) => {
                     answered.insert(node.id, status);
                 }
                 Err(error) => {
-                    silent.insert(node.id, error.to_string());
+                    silent.insert(node.id, why(error));
                 }
             }
             nodes.push(node);
@@ -85,7 +96,13 @@ impl Cluster {
         let name = context
             .or_else(current_context)
             .unwrap_or_else(|| client.cluster().to_string());
+        client.close().await;
+        let as_of_ms = SystemTime::now()
+            .duration_since(UNIX_EPOCH)
+            .unwrap_or_default()
+            .as_millis() as u64;
         Ok(Self {
+            as_of_ms,
             nodes,
             answered,
             silent,
@@ -143,6 +160,43 @@ impl Cluster {
     }
 }
 
+impl Cluster {
+    /// On standard error, so that a list's readers know what it lacks.
+    pub(super) fn say_who_is_missing(&self, env: &Environment) {
+        for (node, why) in &self.silent {
+            env.say(&format!("{} does not answer: {why}", self.node_name(*node)));
+        }
+    }
+
+    /// What a JSON answer says of where it comes from.
+    pub(super) fn envelope(&self) -> Vec<(&'static str, Value)> {
+        let names = |nodes: Vec<NodeId>| nodes.into_iter().map(|node| self.node_name(node)).collect::<Vec<_>>();
+        let because: serde_json::Map<String, Value> = self
+            .silent
+            .iter()
+            .map(|(node, why)| (self.node_name(*node), json!(why)))
+            .collect();
+        let mut envelope = vec![
+            ("asOf", json!(timestamp(self.as_of_ms))),
+            ("answeredBy", json!(names(self.answered.keys().copied().collect()))),
+            ("missing", json!(names(self.silent.keys().copied().collect()))),
+        ];
+        if !because.is_empty() {
+            envelope.push(("missingBecause", because.into()));
+        }
+        envelope
+    }
+}
+
+/// Why a node did not answer, without naming it again.
+fn why(error: ClientError) -> String {
+    match error {
+        ClientError::Unreachable { tried } if tried.len() == 1 => tried.into_iter().map(|(_, what)| what).collect(),
+        ClientError::TimedOut { last, .. } => last,
+        other => other.to_string(),
+    }
+}
+
 fn current_context() -> Option<String> {
     use crate::client::context::Contexts;
     let path = Contexts::path(|variable| std::env::var(variable).ok()).ok()?;
@@ -160,32 +214,9 @@ pub(super) async fn status(env: &Environment, exit_code: bool) -> Ended {
         count("catching up"),
     );
     let tolerance = shards.iter().map(ShardHealth::tolerance).min().unwrap_or(0);
-    let mut findings = Vec::new();
-    for (node, why) in &cluster.silent {
-        findings.push(format!("{} does not answer: {why}", cluster.node_name(*node)));
-    }
-    for (&node, status) in &cluster.answered {
-        findings.extend(
-            status
-                .findings
-                .iter()
-                .map(|finding| format!("{}: {finding}", cluster.node_name(node))),
-        );
-    }
-    if no_quorum > 0 {
-        findings.push(format!("{no_quorum} shards have too few copies up and refuse writes"));
-    }
-    if under > 0 {
-        findings.push(format!("{under} shards have a copy that is down"));
-    }
-    if behind > 0 {
-        findings.push(format!("{behind} shards have a copy that is catching up"));
-    }
-    let (word, code) = match (no_quorum + electing, findings.is_empty()) {
-        (0, true) => ("OK", exit::OK),
-        (0, false) => ("WARN", exit::WARN),
-        _ => ("CRITICAL", exit::CRITICAL),
-    };
+    let findings = cluster.findings();
+    let worst = findings.iter().map(|finding| finding.severity).max();
+    let word = Severity::word(worst);
     let sum = |of: fn(&ReplicaStatus) -> u64| -> u64 {
         shards
             .iter()
@@ -206,33 +237,43 @@ pub(super) async fn status(env: &Environment, exit_code: bool) -> Ended {
         .collect();
     let directory = cluster.answered.values().find_map(|status| status.directory_leader);
 
-    if matches!(env.format(), Format::Json | Format::Jsonl) {
-        let silent: Vec<Value> = cluster
-            .silent
+    if env.format().is_json() {
+        let mut value = json!({"schema": "isx.status/1"});
+        for (name, part) in cluster.envelope() {
+            value[name] = part;
+        }
+        let findings: Vec<Value> = findings
             .iter()
-            .map(|(node, why)| json!({"node": cluster.node_name(*node), "why": why}))
+            .map(|f| {
+                json!({"code": f.code, "severity": Severity::word(Some(f.severity)), "sinceMs": f.since_ms, "what": f.what,
+                       "next": f.next})
+            })
             .collect();
-        let answered: Vec<String> = cluster.answered.keys().map(|&node| cluster.node_name(node)).collect();
-        env.print(&output::pretty(&json!({
-            "schema": "isx.status/1", "cluster": cluster.name, "health": word, "findings": findings,
-            "answeredBy": answered, "missing": silent, "tolerance": {"nodes": tolerance},
+        let rest = json!({
+            "cluster": cluster.name, "health": word, "findings": findings, "tolerance": {"nodes": tolerance},
+            "nodes": {"total": cluster.nodes.len(), "up": cluster.answered.len()},
             "shards": {"total": shards.len(), "noQuorum": no_quorum, "electing": electing, "underReplicated": under,
                        "catchingUp": behind},
             "data": {"entities": entities, "bytes": bytes, "storeBytes": store}, "traffic": {"perSecond": rate},
             "directoryLeader": directory.map(|node| cluster.node_name(node)),
-        })))?;
+        });
+        if let (Some(value), Value::Object(rest)) = (value.as_object_mut(), rest) {
+            value.extend(rest);
+        }
+        env.print_json(&value)?;
     } else {
         let mut text = format!(
-            "cluster   {}   isx {}   {} of {} nodes answered\n",
+            "cluster   {}   isx {}   {}, {} of {} nodes answered\n",
             cluster.name,
             versions.iter().copied().collect::<Vec<_>>().join(", "),
+            timestamp(cluster.as_of_ms),
             cluster.answered.len(),
             cluster.nodes.len()
         );
-        text += &match findings.len() {
-            0 => format!("health    {word}\n"),
-            1 => format!("health    {word}  {}\n", findings[0]),
-            n => format!("health    {word}  {n} findings, below\n"),
+        text += &match &findings[..] {
+            [] => format!("health    {word}\n"),
+            [one] => format!("health    {word}  {}  {}\n", one.code, one.what),
+            more => format!("health    {word}  {} findings, below\n", more.len()),
         };
         text += &match tolerance {
             i64::MIN..0 => "tolerance writes to some shards are refused: too few copies are up\n".to_owned(),
@@ -242,7 +283,14 @@ pub(super) async fn status(env: &Environment, exit_code: bool) -> Ended {
                 if n == 1 { "node" } else { "nodes" }
             ),
         };
-        let down: Vec<String> = cluster.silent.keys().map(|&node| cluster.node_name(node)).collect();
+        let down: Vec<String> = cluster
+            .silent
+            .keys()
+            .map(|&node| match cluster.silent_for_ms(node) {
+                Some(ms) => format!("{}, {}", cluster.node_name(node), span(ms)),
+                None => cluster.node_name(node),
+            })
+            .collect();
         text += &format!(
             "nodes     {}: up {}, down {}",
             cluster.nodes.len(),
@@ -252,7 +300,7 @@ pub(super) async fn status(env: &Environment, exit_code: bool) -> Ended {
         text += &if down.is_empty() {
             "\n".to_owned()
         } else {
-            format!(" ({})\n", down.join(", "))
+            format!(" ({})\n", down.join("; "))
         };
         text += &format!(
             "shards    {} in {} services and the directory: no quorum {no_quorum}, electing {electing}, \
@@ -275,12 +323,22 @@ pub(super) async fn status(env: &Environment, exit_code: bool) -> Ended {
         let leader = directory.map_or_else(|| "none known".to_owned(), |node| cluster.node_name(node));
         text += &format!("directory led by {leader}\n");
         if findings.len() > 1 {
-            for finding in &findings {
-                text += &format!("finding   {finding}\n");
+            for finding in findings.iter().take(SHOWN_MAX) {
+                text += &format!("finding   {}  {}\n", finding.code, finding.what);
+            }
+            if findings.len() > SHOWN_MAX {
+                text += &format!("finding   and {} more\n", findings.len() - SHOWN_MAX);
             }
         }
-        text += "next      isxctl shard list        isxctl node list\n";
+        text += if findings.is_empty() {
+            "next      isxctl shard list        isxctl node list\n"
+        } else {
+            "next      isxctl health        isxctl shard list --problem\n"
+        };
         env.print(&text)?;
     }
-    Ok(if exit_code { code } else { exit::OK })
+    Ok(if exit_code { Severity::exit(worst) } else { exit::OK })
 }
+
+/// Findings on the one screen; `health` shows all.
+const SHOWN_MAX: usize = 6;

@@ -51,7 +51,8 @@ use self::quic::Close;
 use self::shutdown::Signals;
 use self::telemetry::Counters;
 use super::config::Config;
-use super::core::limits::LOG_TAIL_ENTRIES_MAX;
+
+use super::core::limits::{CHECKPOINT_EVERY, LOG_TAIL_ENTRIES_MAX};
 use super::core::node::{Node, NodeConfig, PlantedBug};
 use super::core::state::StateError;
 use super::store::{self, OpenError, StoreIdentityCheck};
@@ -350,6 +351,7 @@ fn start(config: &Config, surroundings: Surroundings) -> Result<(Arc<Shared>, Dr
             founders: config.founders.clone(),
             services: config.services.clone(),
             log_tail_entries: LOG_TAIL_ENTRIES_MAX,
+            checkpoint_every: CHECKPOINT_EVERY,
             planted: PlantedBug::None,
         },
         opened.recovered,

@@ -37,7 +37,8 @@ impl Node {
 
     fn proof_against(&self, replica: &Replica) -> Option<&'static str> {
         let planted = self.config.planted == PlantedBug::DestroysUnheard;
-        if planted && replica.is_initialized() && replica.leader().is_none() {
+        let is_warm = self.clock.now.since(self.started) > crate::daemon::core::time::Span::secs(3);
+        if planted && is_warm && replica.is_initialized() && replica.leader().is_none() {
             return Some("nobody is heard from");
         }
         let shard = &replica.shard;

@@ -407,6 +407,7 @@ impl World {
                 founders: founders.clone(),
                 services: services.clone(),
                 log_tail_entries: self.plan.log_tail,
+                checkpoint_every: Span::secs(5),
                 planted: match self.bug {
                     Bug::ParentLingers => PlantedBug::ParentLingers,
                     Bug::DestroysUnheard => PlantedBug::DestroysUnheard,
