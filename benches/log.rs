@@ -109,6 +109,8 @@ fn meta(shard: u64, applied: u64) -> ReplicaMeta {
             id: ReplicaId(1),
             role: ReplicaRole::Voter,
         }],
+        frozen: None,
+        absorbed: Vec::new(),
     };
     ReplicaMeta {
         applied,

@@ -15,6 +15,8 @@
 //! disk n2 hold | flow           n2's disk does no write | does all it has taken
 //! crash n2    restart n2
 //! ask n1 get KEY | put KEY JSON | split s-1 KEY s-9 | transfer s-1 n2
+//! ask n1 add s-1 n4 r1000 | promote s-1 r1000 [for r1] | remove s-1 r1
+//! ask n1 freeze s-2 into s-1 | merge s-1 s-2 | bump s-1 | thaw s-2
 //! copies                        one line for each copy of the shard
 //! quiet COMMAND                 do it without telling
 //! ```
@@ -24,9 +26,10 @@ use std::path::PathBuf;
 use bytes::Bytes;
 use isx::daemon::core::time::Span;
 use isx::daemon::sim::World;
-use isx::protocol::id::{NodeId, RequestId, ShardId};
+use isx::protocol::id::{NodeId, ReplicaId, RequestId, ShardId};
 use isx::protocol::key::Position;
-use isx::protocol::request::{Change, Condition, Request, Write};
+use isx::protocol::request::{Change, Condition, ReplicaChange, Request, Write};
+use isx::protocol::shard_map::ShardDescriptor;
 
 const SERVICE: &str = "campaign";
 
@@ -108,6 +111,21 @@ impl Runner {
         Ok(lines)
     }
 
+    fn descriptor(&self, shard: &str) -> Result<ShardDescriptor, String> {
+        let shard: ShardId = shard.parse().map_err(|error| format!("{error}"))?;
+        Ok(self.world.shard(shard).ok_or("nobody knows that shard")?.clone())
+    }
+
+    fn change(&self, shard: &str, changes: Vec<ReplicaChange>, id: RequestId) -> Result<Request, String> {
+        let shard = self.descriptor(shard)?;
+        Ok(Request::ChangeReplicas {
+            shard: shard.id,
+            epoch: shard.epoch,
+            changes,
+            id,
+        })
+    }
+
     fn request(&self, words: &[&str], line: &str) -> Result<Request, String> {
         let id = RequestId(u128::from(self.tag) + 1);
         Ok(match *words {
@@ -136,6 +154,62 @@ impl Runner {
                     epoch,
                     at: Position::new(SERVICE, key),
                     child: child.parse().map_err(|error| format!("{error}"))?,
+                    id,
+                }
+            }
+            ["add", shard, to, replica] => {
+                let replica: ReplicaId = replica.parse().map_err(|error| format!("{error}"))?;
+                let node = to.parse().map_err(|error| format!("{error}"))?;
+                self.change(shard, vec![ReplicaChange::AddLearner { node, replica }], id)?
+            }
+            ["promote", shard, replica] => {
+                let replica: ReplicaId = replica.parse().map_err(|error| format!("{error}"))?;
+                self.change(shard, vec![ReplicaChange::Promote { replica }], id)?
+            }
+            ["promote", shard, replica, "for", victim] => {
+                let replica: ReplicaId = replica.parse().map_err(|error| format!("{error}"))?;
+                let victim: ReplicaId = victim.parse().map_err(|error| format!("{error}"))?;
+                let remove = ReplicaChange::Remove { replica: victim };
+                self.change(shard, vec![ReplicaChange::Promote { replica }, remove], id)?
+            }
+            ["remove", shard, replica] => {
+                let replica: ReplicaId = replica.parse().map_err(|error| format!("{error}"))?;
+                self.change(shard, vec![ReplicaChange::Remove { replica }], id)?
+            }
+            ["freeze", right, "into", left] => {
+                let (right, left) = (self.descriptor(right)?, self.descriptor(left)?);
+                Request::FreezeShard {
+                    shard: right.id,
+                    epoch: right.epoch,
+                    into: left.id,
+                    left_epoch: left.epoch,
+                    id,
+                }
+            }
+            ["merge", left, right] => {
+                let (left, right) = (self.descriptor(left)?, self.descriptor(right)?);
+                Request::MergeShards {
+                    left: left.id,
+                    left_epoch: left.epoch,
+                    right: Box::new(right),
+                    id,
+                }
+            }
+            ["bump", shard] => {
+                let shard = self.descriptor(shard)?;
+                Request::BumpEpoch {
+                    shard: shard.id,
+                    epoch: shard.epoch,
+                    id,
+                }
+            }
+            ["thaw", right] => {
+                let right = self.descriptor(right)?;
+                let left = right.frozen.ok_or("that shard is not frozen")?.into;
+                let proof = self.world.shard(left).ok_or("nobody knows the left shard")?.clone();
+                Request::ThawShard {
+                    shard: right.id,
+                    proof: Box::new(proof),
                     id,
                 }
             }

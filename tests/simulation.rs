@@ -129,11 +129,15 @@ fn a_seed_is_one_run() {
 
 /// Demands that some seed finds the bug, and that what it breaks is one of `properties`.
 fn finds(bug: Bug, plan: Plan, properties: &[Property]) {
+    finds_among(bug, plan, 3, properties);
+}
+
+fn finds_among(bug: Bug, plan: Plan, nodes: usize, properties: &[Property]) {
     let seeds = variable("ISX_SIM_BUG_SEEDS", 30);
     for seed in 1..=seeds {
         let options = Options {
             bug,
-            nodes: 3,
+            nodes,
             engine: Some(Engine::Model),
             plan: Some(plan.clone()),
             ..options(seed, 30)
@@ -186,5 +190,52 @@ fn finds_an_entry_applied_twice() {
         Bug::ApplyTwice,
         plan,
         &[Property::Once, Property::Lin, Property::Same, Property::Ver],
+    );
+}
+
+/// A planted bug: after a split the parent goes on serving the child's keys for half a second.
+#[test]
+fn finds_a_parent_that_serves_beside_its_child() {
+    finds(
+        Bug::ParentLingers,
+        Plan::only(&[Fault::Crash, Fault::SlowNode]),
+        &[
+            Property::Lin,
+            Property::Same,
+            Property::Once,
+            Property::Ver,
+            Property::NoFail,
+        ],
+    );
+}
+
+/// A planted bug: a replica that hears of no leader for a while is destroyed without a proof.
+#[test]
+fn finds_a_destroyed_member() {
+    finds_among(
+        Bug::DestroysUnheard,
+        Plan::only(&[Fault::Isolate, Fault::Crash]),
+        5,
+        &[Property::Repl],
+    );
+}
+
+/// A planted bug: the left shard takes over before all replicas of the right one have applied the freeze.
+#[test]
+fn finds_a_merge_before_all_have_frozen() {
+    let plan = Plan {
+        slow_disks: true,
+        ..Plan::only(&[Fault::Isolate, Fault::Pause, Fault::SlowDisk, Fault::StalledDisk])
+    };
+    finds(
+        Bug::MergesEarly,
+        plan,
+        &[
+            Property::CatchUp,
+            Property::Back,
+            Property::Lin,
+            Property::Cover,
+            Property::Same,
+        ],
     );
 }

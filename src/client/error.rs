@@ -2,7 +2,7 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
-use crate::protocol::error::WireError;
+use crate::protocol::error::{Code, WireError};
 use crate::protocol::id::RequestId;
 
 /// Why a client was not made.
@@ -80,10 +80,12 @@ pub enum ClientError {
         tried: Vec<(String, String)>,
     },
     /// Nodes could be reached and none did it in time; nothing was changed.
-    #[error("no answer within {after:?}; last: {last}")]
+    #[error("not done within {after:?}; last: {last}")]
     TimedOut {
         /// The time limit.
         after: Duration,
+        /// The last answer's error, where there was an answer: `NoLeader` says that too few copies are up.
+        code: Option<Code>,
         /// What happened last.
         last: String,
     },

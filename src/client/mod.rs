@@ -210,6 +210,8 @@ struct Failure {
     may_have_happened: bool,
     reached_any: bool,
     last: String,
+    /// The last answer that said to try again.
+    code: Option<Code>,
     /// The request is no frame and never will be.
     codec: Option<CodecError>,
 }
@@ -499,6 +501,7 @@ impl Client {
             },
             _ => ClientError::TimedOut {
                 after: limit,
+                code: failure.code,
                 last: failure.last,
             },
         }
@@ -511,6 +514,7 @@ impl Client {
             may_have_happened: false,
             reached_any: false,
             last: "no node is connected".to_owned(),
+            code: None,
             codec: None,
         };
         let mut copies: Vec<Sent> = Vec::new();
@@ -576,6 +580,7 @@ impl Client {
                     };
                     failure.may_have_happened |= error.class() == Class::Unknown;
                     failure.last = format!("{} says: {error}", copy.connection.node);
+                    failure.code = Some(error.code);
                     if matches!(error.code, Code::NoLeader | Code::LeaderChanged) {
                         shared.doubt(goal, &copy);
                     }
@@ -737,6 +742,7 @@ impl Client {
             },
             _ => ClientError::TimedOut {
                 after: deadline.saturating_duration_since(started),
+                code: None,
                 last,
             },
         };

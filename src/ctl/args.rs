@@ -182,12 +182,16 @@ pub enum Command {
 #[derive(Debug, Clone, Subcommand)]
 pub enum EntityCommand {
     /// Print entities
+    #[command(before_help = "Examples:\n  isxctl campaign get c-1\n  isxctl campaign get c-1 c-2 -o jsonl")]
     Get {
         /// Keys
         #[arg(required = true)]
         keys: Vec<String>,
     },
     /// Replace or create an entity
+    #[command(
+        before_help = "Examples:\n  isxctl campaign put c-1 --data '{\"name\":\"spring\"}'\n  isxctl campaign put c-1 -f spring.json --if-version 7"
+    )]
     Put {
         /// Key
         key: String,
@@ -214,6 +218,9 @@ pub enum EntityCommand {
         request_id: Option<RequestId>,
     },
     /// Change fields of an entity (JSON merge patch, RFC 7396)
+    #[command(
+        before_help = "Examples:\n  isxctl campaign patch c-1 --set budget.total=120\n  isxctl campaign patch c-1 --merge change.json --if-version 7"
+    )]
     Patch {
         /// Key
         key: String,
@@ -239,6 +246,9 @@ pub enum EntityCommand {
         request_id: Option<RequestId>,
     },
     /// Keys, versions and times, in key order
+    #[command(
+        before_help = "Examples:\n  isxctl campaign list --prefix c-1 --fields name,budget\n  isxctl campaign list --from c-100 --to c-200 -o name"
+    )]
     List {
         /// Only keys that begin with this
         #[arg(long, default_value = "")]
@@ -260,6 +270,9 @@ pub enum EntityCommand {
         fields: Vec<String>,
     },
     /// Put entities from JSON lines: {"key": "...", "document": {...}}
+    #[command(
+        before_help = "Examples:\n  isxctl campaign import campaigns.jsonl --rejects bad.jsonl\n  isxctl campaign import campaigns.jsonl --resume"
+    )]
     Import {
         /// The file, - for standard input
         file: PathBuf,
@@ -377,6 +390,9 @@ pub enum ShardCommand {
         key: String,
     },
     /// Cut a shard in two; no data moves
+    #[command(
+        before_help = "Examples:\n  isxctl shard split s-2 --at c-5000 --dry-run\n  isxctl shard split s-2 --into 3"
+    )]
     Split {
         /// The shard
         shard: ShardId,
@@ -573,7 +589,7 @@ pub(super) fn span(text: &str) -> Result<Duration, String> {
         "s" => 1_000,
         "m" => 60_000,
         "h" => 3_600_000,
-        _ => return Err("the unit is ms, s, m or h".to_owned()),
+        _ => return Err("a unit comes behind the number: ms, s, m or h, such as 5s".to_owned()),
     };
     // What no clock could wait for would overflow in the arithmetic with deadlines.
     let ms = number.checked_mul(unit_ms).filter(|&ms| ms <= SPAN_MAX_MS);

@@ -527,7 +527,7 @@ async fn even_cuts(client: &Client, range: &KeyRange, parts: u32) -> Result<Vec<
         }
     }
     if samples.len() < parts as usize {
-        let message = format!("{seen} entities are too few to cut into {parts} parts by; name the cut: --at KEY");
+        let message = format!("too few entities to cut into {parts} parts by: {seen}; name the cut: --at KEY");
         return Err(CtlError::new(exit::REFUSED, message));
     }
     let step = samples.len() as f64 / f64::from(parts);

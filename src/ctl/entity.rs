@@ -300,11 +300,8 @@ async fn list(env: &Environment, mut query: ListQuery, fields: &[String]) -> End
     }
     client.close().await;
     let ended = env.print_listing(&listing)?;
-    if let Some(next) = next {
-        env.say(&format!(
-            "there are more: isxctl entity {} list --continue {next}",
-            query.service
-        ));
+    if let Some(again) = listing.next.first() {
+        env.say(&format!("there are more: {again}"));
     }
     Ok(ended)
 }

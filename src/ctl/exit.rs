@@ -209,7 +209,19 @@ impl From<ClientError> for CtlError {
                 ))
             }
             ClientError::Unreachable { tried } => unreachable_nodes(&tried),
-            ClientError::TimedOut { .. } => Self::new(TIME_LIMIT, error.to_string()).next("isxctl status"),
+            ClientError::TimedOut { code, .. } => {
+                // Nobody leads: that is no slow answer but no quorum.
+                let exit = match code {
+                    Some(Code::NoLeader | Code::LeaderChanged) => UNREACHABLE,
+                    Some(Code::Busy) => THROTTLED,
+                    _ => TIME_LIMIT,
+                };
+                Self {
+                    code,
+                    ..Self::new(exit, error.to_string())
+                }
+                .next("isxctl status")
+            }
             ClientError::NoSuchNode(_) => Self::new(NOT_FOUND, error.to_string()).next("isxctl node list"),
             ClientError::Encode(_) | ClientError::Continuation(_) => Self::new(USAGE, error.to_string()),
             other => Self::from_error(UNEXPECTED, &other),
@@ -250,6 +262,45 @@ mod tests {
             assert_ne!(error.exit, OK, "{code}");
             assert_eq!(error.exit == UNKNOWN, code.class() == Class::Unknown, "{code}");
             assert!(code.explain().len() > 30 && code.title().len() > 8, "{code}");
+        }
+    }
+
+    #[test]
+    fn exit_codes_do_not_change() {
+        let table: Vec<(u16, u8)> = Code::ALL.iter().map(|&code| (code.number(), of(code))).collect();
+        let wanted = [
+            (1001, UNREACHABLE),
+            (1002, UNREACHABLE),
+            (1003, THROTTLED),
+            (1004, UNREACHABLE),
+            (1005, UNREACHABLE),
+            (1006, UNREACHABLE),
+            (1007, UNREACHABLE),
+            (1101, UNKNOWN),
+            (1201, CONFLICT),
+            (1202, CONFLICT),
+            (1203, NOT_FOUND),
+            (1204, CONFLICT),
+            (1301, INVALID),
+            (1302, INVALID),
+            (1303, INVALID),
+            (1304, NOT_FOUND),
+            (1401, NOT_ALLOWED),
+            (1402, NOT_ALLOWED),
+            (1403, SKEW),
+            (1404, NOT_ALLOWED),
+            (1501, REFUSED),
+            (1502, NOT_FOUND),
+            (1503, CONFLICT),
+            (1504, REFUSED),
+            (1505, NOT_ALLOWED),
+            (1601, EXHAUSTED),
+            (1701, UNEXPECTED),
+            (1901, UNEXPECTED),
+        ];
+        // New codes may be added; those that are known keep theirs.
+        for known in wanted {
+            assert!(table.contains(&known), "{known:?}, now {table:?}");
         }
     }
 

@@ -13,8 +13,7 @@ pub(super) fn asked(arguments: &[OsString]) -> Option<&'static str> {
 const TOPICS: [(&str, &str); 2] = [("exit-codes", EXIT_CODES), ("output", OUTPUT)];
 
 /// Exit codes, as docs/cli.md has them too.
-pub(super) const EXIT_CODES: &str = "\
-   0  done, or nothing to do
+pub(super) const EXIT_CODES: &str = "\x20  0  done, or nothing to do
    1  unexpected error
    2  wrong usage
    3  not found

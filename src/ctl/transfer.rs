@@ -440,7 +440,7 @@ fn parse_line(line: &str, key_field: Option<&str>) -> Result<(String, Bytes), St
         document: Option<&'a RawValue>,
     }
     // Checked as text first: a field that occurs twice would be lost by parsing.
-    json::check_document(line.as_bytes())?;
+    json::check_document(line.as_bytes()).map_err(|why| format!("not a JSON object: {why}"))?;
     if let Some(field) = key_field {
         let value: Value = serde_json::from_str(line).map_err(|error| error.to_string())?;
         let key = value

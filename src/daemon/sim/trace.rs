@@ -8,7 +8,7 @@ use crate::daemon::core::state::{LogBatch, LogSeq};
 use crate::daemon::core::time::Time;
 use crate::protocol::id::{NodeId, ShardId};
 use crate::protocol::message::{Message, RaftMessage};
-use crate::protocol::request::{Request, Response};
+use crate::protocol::request::{ReplicaChange, Request, Response};
 
 /// A hash over everything that happened, and the lines where somebody wants them.
 #[derive(Debug, Default)]
@@ -298,6 +298,35 @@ impl fmt::Display for BriefRequest<'_> {
                 ..
             } => write!(f, "split {shard} {epoch} at {at} into {child}"),
             Request::TransferLeader { shard, to } => write!(f, "transfer {shard} to {to}"),
+            Request::ChangeReplicas {
+                shard, epoch, changes, ..
+            } => {
+                write!(f, "change {shard} {epoch}:")?;
+                for change in changes {
+                    match change {
+                        ReplicaChange::AddLearner { node, replica } => write!(f, " add {node}={replica}")?,
+                        ReplicaChange::Promote { replica } => write!(f, " promote {replica}")?,
+                        ReplicaChange::Demote { replica } => write!(f, " demote {replica}")?,
+                        ReplicaChange::Remove { replica } => write!(f, " remove {replica}")?,
+                    }
+                }
+                Ok(())
+            }
+            Request::FreezeShard {
+                shard,
+                epoch,
+                into,
+                left_epoch,
+                ..
+            } => write!(f, "freeze {shard} {epoch} for {into} {left_epoch}"),
+            Request::MergeShards {
+                left,
+                left_epoch,
+                right,
+                ..
+            } => write!(f, "merge {left} {left_epoch} with {} {}", right.id, right.epoch),
+            Request::ThawShard { shard, proof, .. } => write!(f, "thaw {shard}, as {} is at {}", proof.id, proof.epoch),
+            Request::BumpEpoch { shard, epoch, .. } => write!(f, "leave {shard} {epoch} behind"),
             other => write!(f, "{other:?}"),
         }
     }
@@ -334,6 +363,7 @@ impl fmt::Display for BriefResponse<'_> {
             Response::Split { left, right } => {
                 write!(f, "split: {} {} and {} {}", left.id, left.range, right.id, right.range)
             }
+            Response::Shard(shard) => write!(f, "{} is at {} {}", shard.id, shard.epoch, shard.range),
             Response::Asked => f.write_str("asked"),
             Response::Status(_) => f.write_str("status"),
             other => write!(f, "{other:?}"),

@@ -219,16 +219,13 @@ impl Node {
             .map_err(|why| WireError::new(Code::BadChange, format!("{why}; nothing was changed")))?;
         set_roles(&mut shard, &state);
         shard.epoch = Epoch(shard.epoch.0 + 1);
-        let is_member = shard.replica(replica.id).is_some();
         replica.set_shard(shard);
+        replica.must_keep_commit = true;
         self.map.learn_shard(&replica.shard);
         self.last_report = crate::daemon::core::time::Time(0);
         effects.push(Effect::Event(Event::Changed {
             shard: replica.shard.clone(),
         }));
-        if !is_member {
-            self.condemned.insert(replica.shard.id, "it has applied its removal");
-        }
         Ok(())
     }
 }

@@ -153,6 +153,10 @@ pub struct Node {
     pub(super) directory: Option<Directory>,
     /// Epochs that the directory has heard of, as far as this node knows.
     directory_epochs: BTreeMap<ShardId, Epoch>,
+    /// Shards as the directory told them: their leaders have it on disk that they are like that.
+    told: ShardMap,
+    /// The last log write that is synced.
+    persisted: LogSeq,
     /// Directory commands proposed by this node lately, so as not to repeat them every second.
     proposed_lately: BTreeMap<u64, Time>,
     next_seq: LogSeq,
@@ -232,6 +236,8 @@ impl Node {
             map: ShardMap::default(),
             directory: None,
             directory_epochs: BTreeMap::new(),
+            told: ShardMap::default(),
+            persisted: recovered.last_seq,
             proposed_lately: BTreeMap::new(),
             next_seq: LogSeq(recovered.last_seq.0 + 1),
             touched: BTreeSet::new(),
@@ -347,6 +353,7 @@ impl Node {
                 self.asked(waiting, principal, request, 0, state, effects);
             }
             Input::Persisted { seq } => {
+                self.persisted = self.persisted.max(seq);
                 for (&shard, replica) in &mut self.replicas {
                     if !replica.is_idle() {
                         replica.persisted(seq, effects);
@@ -665,9 +672,6 @@ impl Node {
             let seed = self.replica_seed();
             let mut replica = Replica::new(&meta, log, id, self.config.node, seed);
             replica.set_tail(self.config.log_tail_entries);
-            if meta.shard.replica(id).is_none() {
-                self.condemned.insert(shard, "it has applied its removal");
-            }
             if replica.is_initialized() {
                 self.by_start.insert(replica.shard.range.start.clone(), shard);
             }
@@ -882,6 +886,7 @@ impl Node {
         let led = self.replicas.values().filter(|replica| replica.is_leader());
         let leads = led.clone().map(|replica| (replica.shard.id, replica.term())).collect();
         let news = led
+            .filter(|r| r.kept_in <= self.persisted)
             .filter(|r| {
                 self.directory_epochs
                     .get(&r.shard.id)
@@ -958,6 +963,9 @@ impl Node {
                     *known = shard.epoch.max(*known);
                 }
                 self.map.learn(&view);
+                if view.version > 0 {
+                    self.told.learn(&view);
+                }
             }
         }
     }
@@ -1257,6 +1265,7 @@ impl Node {
             .replicas
             .values()
             .filter(|replica| replica.is_leader() && !directory.knows(&replica.shard))
+            .filter(|replica| replica.kept_in <= self.persisted)
             .map(|replica| replica.shard.clone())
             .take(NEWS_MAX)
             .collect();
@@ -1295,6 +1304,7 @@ impl Node {
         for shard in &view.shards {
             self.directory_epochs.insert(shard.id, shard.epoch);
         }
+        self.told.learn(&view);
         self.map.learn(&view);
     }
 
@@ -1320,7 +1330,7 @@ impl Node {
     ) -> Result<(), StateError> {
         let mut write = None;
         let result = self.settle_rounds(replica, seq, &mut write, batch, state, effects);
-        replica.keep_commit(&mut write);
+        replica.keep_commit(seq, &mut write);
         batch.shards.extend(write);
         result
     }
@@ -1591,6 +1601,8 @@ impl Node {
                 meta.bytes = bytes;
                 self.add_replica(meta, id, orphan);
                 self.unsaved_births.insert(child);
+                // A checkpoint under way has it as it was before.
+                self.checkpointing.retain(|&shard| shard != child);
                 replica.must_keep_commit = true;
                 if replica.is_leader()
                     && let Some(child) = self.replicas.get_mut(&child)

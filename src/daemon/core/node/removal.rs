@@ -1,9 +1,12 @@
 //! Destroying copies: only with a proof that they are not needed, and never while another copy's birth depends on
 //! their log.
 //!
-//! A copy is not needed when it has applied its own removal; when a committed descriptor of its shard at a higher epoch
-//! does not name it; when its shard was absorbed. A node hears of descriptors by the directory's map, which every
-//! report that is out of date is answered with.
+//! A copy is not needed when a descriptor of its shard that the directory has heard of does not name it, or when its
+//! shard was absorbed. The directory hears of a descriptor when a leader has it on disk that the change is committed, and
+//! answers every report that is out of date with its map.
+//!
+//! That a copy has applied its own removal is *not* enough: the others may not know yet that the change is committed, and
+//! need this copy's vote to elect a leader who finds out.
 use super::{Node, merge};
 use crate::daemon::core::effect::{Effect, Effects};
 use crate::daemon::core::event::Event;
@@ -34,7 +37,8 @@ impl Node {
 
     fn proof_against(&self, replica: &Replica) -> Option<&'static str> {
         let planted = self.config.planted == PlantedBug::DestroysUnheard;
-        if planted && replica.is_initialized() && replica.leader().is_none() {
+        let is_warm = self.clock.now.since(self.started) > crate::daemon::core::time::Span::secs(3);
+        if planted && is_warm && replica.is_initialized() && replica.leader().is_none() {
             return Some("nobody is heard from");
         }
         let shard = &replica.shard;
@@ -46,15 +50,15 @@ impl Node {
         if since == Epoch(0) {
             return None;
         }
-        if let Some(known) = self.map.shard(shard.id) {
-            let removed = known.epoch > since && known.replica(replica.id).is_none();
+        if let Some(known) = self.told.shard(shard.id) {
+            let removed = known.epoch >= since && known.replica(replica.id).is_none();
             return removed.then_some("a newer descriptor does not name it");
         }
         if !replica.is_initialized() {
-            let gone = self.map.absorber(shard.id).is_some();
+            let gone = self.told.absorber(shard.id).is_some();
             return gone.then_some("its shard was absorbed");
         }
-        let holder = self.map.find(&shard.range.start)?;
+        let holder = self.told.find(&shard.range.start)?;
         let is_here = |id: ShardId| self.replicas.get(&id).is_some_and(Replica::is_initialized);
         // A copy of the absorber on this node takes the rows over when its log or a snapshot says so.
         let taken = holder.has_taken(shard) && !is_here(holder.id) && !self.may_be_absorbed(shard);
@@ -136,6 +140,8 @@ impl Node {
         }
         self.floors.insert(shard, replica.id);
         self.burying.insert(shard);
+        // A checkpoint under way has it alive.
+        self.checkpointing.retain(|&saved| saved != shard);
         self.orphans.remove(&shard);
         self.condemned.remove(&shard);
         self.unknown_since.remove(&shard);

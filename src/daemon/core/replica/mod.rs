@@ -184,10 +184,13 @@ pub struct Replica {
     /// The shard's epoch as its leader knew it when it first spoke to this copy.
     pub made_at: Epoch,
     unsaved_commit: Option<HardState>,
-    /// A shard was born of this one's log. Before the child's first log write is on disk, so must be that the split is
+    /// A shard was born of this one's log, or its replicas changed. Before the child's first log write is on disk, so must be that the split is
     /// committed: or after a crash this copy could get a snapshot from behind the split instead of making the child
     /// again, and what the child has promised would be lost.
     pub must_keep_commit: bool,
+    /// The log write that says that the latest change of the replicas is committed. Until it is on disk nobody may act on
+    /// the change as on a fact: after a crash this copy might need those again whom the change removed.
+    pub kept_in: LogSeq,
     told: (StateRole, u64, u64),
     /// Requests served since the last count, and per second before that.
     pub served: u64,
@@ -259,6 +262,7 @@ impl Replica {
             made_at: Epoch(0),
             unsaved_commit: None,
             must_keep_commit: false,
+            kept_in: LogSeq(0),
             told: (StateRole::Follower, 0, 0),
             served: 0,
             requests_per_s: 0,
@@ -852,10 +856,12 @@ impl Replica {
     }
 
     /// Writes the commit along with this step's log write, where something depends on it.
-    pub fn keep_commit(&mut self, write: &mut Option<ShardWrite>) {
+    pub fn keep_commit(&mut self, seq: LogSeq, write: &mut Option<ShardWrite>) {
         if !std::mem::take(&mut self.must_keep_commit) {
             return;
         }
+        let is_written = self.unsaved_commit.is_none() && write.is_none();
+        self.kept_in = if is_written { LogSeq(seq.0 - 1) } else { seq };
         if let Some(hard_state) = self.unsaved_commit.take() {
             let write = write.get_or_insert_with(|| ShardWrite {
                 shard: self.shard.id,
