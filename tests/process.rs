@@ -10,10 +10,11 @@ use isx::client::context::Context;
 use isx::client::{Client, ClientError, ConnectError, ConnectOptions, ListQuery};
 use isx::ctl::dev::{NewNode, init};
 use isx::protocol::error::Code;
-use isx::protocol::id::{NodeId, RequestId};
+use isx::protocol::id::{NodeId, RequestId, ShardId};
 use isx::protocol::key::Position;
 use isx::protocol::request::{Change, Condition, NodeStatus, Request, Response, Write};
 use isx::protocol::shard_map::MapView;
+use isx::security::tls;
 use rustix::process::{Pid, Signal, kill_process};
 use tempfile::TempDir;
 use tokio::task::JoinHandle;
@@ -392,6 +393,17 @@ fn a_shard_splits_under_load_without_a_failed_request() {
     });
 }
 
+/// A connection to the first node with the operator's certificate, and no hello yet.
+async fn raw_connection(context: &Context) -> quinn::Connection {
+    let read = |path: &std::path::Path| std::fs::read_to_string(path).expect("a file");
+    let config = tls::client_config(&read(&context.ca), &read(&context.certificate), &read(&context.key));
+    let mut endpoint = quinn::Endpoint::client("127.0.0.1:0".parse().expect("an address")).expect("a socket");
+    endpoint.set_default_client_config(config.expect("a client's settings"));
+    let address = context.endpoints[0].parse().expect("an address");
+    let connecting = endpoint.connect(address, &tls::node_name(NodeId(1))).expect("dialling");
+    connecting.await.expect("let in")
+}
+
 #[test]
 fn bad_callers_and_bad_requests_get_their_errors_and_the_cluster_goes_on() {
     test(async {
@@ -421,6 +433,25 @@ fn bad_callers_and_bad_requests_get_their_errors_and_the_cluster_goes_on() {
             for endpoint in &cluster.context.endpoints {
                 socket.send_to(&[round.wrapping_mul(37); 900], endpoint).expect("sent");
             }
+        }
+
+        // Frames that are too long, or no frames at all, from a caller with a certificate.
+        let too_long = u32::MAX.to_le_bytes();
+        let nonsense = [9, 0, 0, 0, 1, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff];
+        for (frame, counter) in [(&too_long[..], "frames_oversize"), (&nonsense[..], "garbage")] {
+            let connection = raw_connection(&cluster.context).await;
+            let (mut send, mut recv) = connection.open_bi().await.expect("a stream");
+            send.write_all(frame).await.expect("sent");
+            assert!(matches!(recv.read(&mut [0; 64]).await, Err(_) | Ok(None)), "{counter}");
+            let why = connection.closed().await;
+            assert!(matches!(why, quinn::ConnectionError::ApplicationClosed(_)), "{why}");
+            let name = format!("shell.{counter}");
+            let status = client.ask(NodeId(1), Request::Status).await.expect("an answer");
+            let Response::Status(status) = status else {
+                panic!("no status: {status:?}")
+            };
+            let counted = status.counters.iter().find(|(known, _)| *known == name);
+            assert!(counted.is_some_and(|(_, n)| *n > 0), "{name}: {:?}", status.counters);
         }
 
         let code = |result: Result<_, ClientError>| match result {
@@ -464,6 +495,27 @@ fn bad_callers_and_bad_requests_get_their_errors_and_the_cluster_goes_on() {
             (entity.version, &entity.document[..]),
             (first.version, &br#"{"n":2}"#[..])
         );
+        // A split that was planned before another one.
+        let map = client.map().await.expect("a map");
+        let old = map
+            .shards
+            .iter()
+            .find(|shard| shard.range.contains(&Position::new("profile", "p")));
+        let old = old.expect("some shard holds it").clone();
+        let (first, second) = (Position::new("profile", "p"), Position::new("profile", "pp"));
+        client.split(&old, first, RequestId::random()).await.expect("split");
+        let stale = Request::SplitShard {
+            shard: old.id,
+            epoch: old.epoch,
+            at: second,
+            child: ShardId(77_777),
+            id: RequestId::random(),
+        };
+        match client.request(stale).await {
+            Err(ClientError::Refused(error)) | Ok(Response::Error(error)) => assert_eq!(error.code, Code::StaleEpoch),
+            other => panic!("expected a refusal: {other:?}"),
+        }
+
         let posted = client.post("campaign", &br#"{"n":3}"#[..]).await.expect("posted");
         assert!(client.get("campaign", &posted.key).await.expect("an answer").is_some());
         assert!(client.statuses().await.iter().all(|(_, status)| status.is_ok()));

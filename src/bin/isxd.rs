@@ -9,6 +9,10 @@ use isx::daemon::config::Config;
 use isx::daemon::error::RunError;
 use isx::daemon::shell::{Enrolment, check_files, enroll};
 
+/// See Cargo.toml for why.
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
 /// The isx daemon: one node of a cluster.
 #[derive(Debug, Parser)]
 #[command(

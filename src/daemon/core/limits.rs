@@ -36,10 +36,11 @@ pub const LOG_TAIL_ENTRIES_MAX: usize = 20_000;
 pub const PENDING_REQUESTS_MAX: usize = 100_000;
 /// Times a request is handed on from node to node.
 pub const HOPS_MAX: u8 = 3;
-/// A checkpoint is made after this long, if anything changed.
-pub const CHECKPOINT_EVERY: Span = Span::secs(5);
+/// A checkpoint is made after this long, if anything changed. Each rewrites the pages of all rows that changed: the
+/// longer the rarer, and the longer a restart replays (measured: docs/performance.md).
+pub const CHECKPOINT_EVERY: Span = Span::secs(30);
 /// ... or after this many bytes of log. Unit: bytes.
-pub const CHECKPOINT_BYTES: usize = 32 << 20;
+pub const CHECKPOINT_BYTES: usize = 64 << 20;
 /// A node tells the others how it is this often.
 pub const REPORT_EVERY: Span = Span::secs(1);
 /// A peer unheard of for this long counts as silent.

@@ -48,6 +48,9 @@ pub struct NodeConfig {
     pub founders: Vec<NodeInfo>,
     /// The services a new cluster begins with; the same on each founder.
     pub services: Vec<ServiceConfig>,
+    /// A checkpoint is made after this long, if anything changed: `CHECKPOINT_EVERY`, but for the simulator, which has not
+    /// got the time.
+    pub checkpoint_every: super::time::Span,
     /// A bug to be planted by the simulator, to see that its properties catch it.
     #[doc(hidden)]
     pub planted: PlantedBug,
@@ -1455,7 +1458,7 @@ impl Node {
     fn maybe_checkpoint(&mut self, effects: &mut Effects) {
         let now = self.clock.now;
         let due = self.checkpoint_soon
-            || now.since(self.last_checkpoint) >= CHECKPOINT_EVERY
+            || now.since(self.last_checkpoint) >= self.config.checkpoint_every
             || self.log_bytes >= CHECKPOINT_BYTES;
         if due && !self.checkpoint_running {
             self.last_checkpoint = now;

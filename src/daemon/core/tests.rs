@@ -10,7 +10,7 @@ use super::input::{Input, SessionId};
 use super::limits::TICK;
 use super::node::{Node, NodeConfig, PlantedBug, ServiceConfig};
 use super::state::{Recovered, State, StateError};
-use super::time::{Clock, Time};
+use super::time::{Clock, Span, Time};
 use crate::protocol::error::Code;
 use crate::protocol::id::{ClusterId, NodeId, RequestId, ShardId};
 use crate::protocol::key::Position;
@@ -88,6 +88,7 @@ impl Cluster {
                     replicas: 3,
                     cuts: Vec::new(),
                 }],
+                checkpoint_every: Span::secs(5),
                 planted: PlantedBug::None,
             };
             let mut rows = Rows::default();

@@ -29,6 +29,9 @@ pub(super) enum DiskReport {
     Failed { what: &'static str, why: String },
 }
 
+/// How far checkpoints step back behind the node's other work. Unit: steps of niceness, 19 is the furthest.
+const CHECKPOINT_NICENESS: i32 = 5;
+
 enum LogJob {
     Append(Vec<(LogSeq, LogBatch)>),
     Trim(Trim),
@@ -155,6 +158,10 @@ fn write_log(
 }
 
 fn write_state(mut state: StateWriter, jobs: &Receiver<StateJob>, reports: &Reports) -> Result<(), WriteError> {
+    // Nobody waits for a checkpoint: it yields to the log and to requests. On Linux this is the thread's own priority.
+    if let Err(error) = rustix::process::nice(CHECKPOINT_NICENESS) {
+        tracing::debug!("checkpoints run at full priority: {error}");
+    }
     while let Ok(job) = jobs.recv() {
         let report = match job {
             StateJob::Checkpoint(job) => DiskReport::Checkpointed(state.checkpoint(job)?),

@@ -51,6 +51,7 @@ use self::quic::Close;
 use self::shutdown::Signals;
 use self::telemetry::Counters;
 use super::config::Config;
+use super::core::limits::CHECKPOINT_EVERY;
 use super::core::node::{Node, NodeConfig, PlantedBug};
 use super::core::state::StateError;
 use super::store::{self, OpenError, StoreIdentityCheck};
@@ -348,6 +349,7 @@ fn start(config: &Config, surroundings: Surroundings) -> Result<(Arc<Shared>, Dr
             seed: random() as u64,
             founders: config.founders.clone(),
             services: config.services.clone(),
+            checkpoint_every: CHECKPOINT_EVERY,
             planted: PlantedBug::None,
         },
         opened.recovered,

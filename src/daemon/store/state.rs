@@ -1,10 +1,10 @@
 //! Applied rows: a memtable over `state.redb`, and the writer that moves the one into the other.
 //!
 //! ```text
-//! get    active, then frozen, then the file         the first that knows the row (a removal counts as knowing)
+//! get    active, frozen, recent, then the file      the first that knows the row (a removal counts as knowing)
 //! put    active
 //! checkpoint()     active becomes frozen; a job carries it to the writer's thread
-//! checkpointed()   the file has it: frozen goes, reads see the file as it is now
+//! checkpointed()   the file has it: frozen becomes recent, reads see the file as it is now
 //! install()        the range's rows leave active at once; a job carries the new ones
 //! installed()      reads see the file as it is now
 //! ```
@@ -36,6 +36,8 @@ pub(super) type Memtable = BTreeMap<Bytes, Option<Bytes>>;
 pub struct Store {
     active: Memtable,
     frozen: Option<Arc<Memtable>>,
+    /// What the file has too: the last checkpoint's rows, as a cache. The writer's thread holds them anyway.
+    recent: Option<Arc<Memtable>>,
     view: View,
     /// Why the file can't be read any more.
     broken: Option<StateError>,
@@ -49,6 +51,7 @@ impl Store {
         Ok(Self {
             active: Memtable::new(),
             frozen: None,
+            recent: None,
             view: state.view(Table::Rows)?,
             broken: None,
             state,
@@ -74,7 +77,7 @@ impl Store {
     /// The job is on the disk: the frozen memtable may go.
     pub fn checkpointed(&mut self) {
         self.refresh();
-        self.frozen = None;
+        self.recent = self.frozen.take();
     }
 
     /// Drops the memtable's rows in the replica's old and new ranges; the job replaces those in the file. Until
@@ -85,6 +88,8 @@ impl Store {
         for range in &clear {
             remove_range(&mut self.active, range);
         }
+        // Its rows of the range will not be the file's.
+        self.recent = None;
         InstallJob {
             clear,
             rows: install.rows,
@@ -94,6 +99,8 @@ impl Store {
 
     /// The install of this shard is on the disk.
     pub fn installed(&mut self, _shard: ShardId) {
+        // A checkpoint may have ended in between.
+        self.recent = None;
         self.refresh();
     }
 
@@ -158,6 +165,9 @@ impl State for Store {
             return Ok(value.clone());
         }
         self.check()?;
+        if let Some(value) = self.recent.as_ref().and_then(|recent| recent.get(key)) {
+            return Ok(value.clone());
+        }
         Ok(self.view.get(key)?)
     }
 

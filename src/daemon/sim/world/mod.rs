@@ -382,6 +382,7 @@ impl World {
                 seed: stream(self.seed, 1000 + info.id.0),
                 founders: founders.clone(),
                 services: services.clone(),
+                checkpoint_every: Span::secs(5),
                 planted: match self.bug {
                     Bug::ReadsWithoutQuorum => PlantedBug::ReadsWithoutQuorum,
                     Bug::ApplyTwice => PlantedBug::ApplyTwice,
