@@ -307,7 +307,7 @@ type SpreadRow = (&'static str, Range, Range, fn(u64) -> String);
 
 /// Before and after side by side: least, mean and most of each.
 fn spreads(before: &Spread, after: &Spread) -> String {
-    let mut text = format!("{:<10} {:^39}   {:^39}\n{:<10}", "", "BEFORE", "AFTER", "PER NODE");
+    let mut text = format!("{:<10} {:^39}   {:>22}\n{:<10}", "", "BEFORE", "AFTER", "PER NODE");
     for _ in 0..2 {
         let _ = write!(text, " {:>12}{:>12}{:>12}   ", "LEAST", "MEAN", "MOST");
     }
