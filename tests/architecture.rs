@@ -78,6 +78,21 @@ const RULES: &[Rule] = &[
         ],
     },
     Rule {
+        of: "ctl",
+        never: &[
+            (
+                "crate::daemon",
+                "the operator's tool uses the client library and the protocol",
+            ),
+            ("daemon::shell", "the operator's tool starts daemons as processes"),
+            (
+                "daemon::store",
+                "the operator's tool asks nodes, it does not open their files",
+            ),
+            ("redb", "the operator's tool asks nodes, it does not open their files"),
+        ],
+    },
+    Rule {
         of: "daemon/sim",
         never: &[
             ("daemon::shell", "the drivers do not know each other"),
@@ -100,6 +115,13 @@ const RULES: &[Rule] = &[
         ],
     },
 ];
+
+/// What a rule forbids and one file is allowed all the same, and why.
+const ALLOWED: &[(&str, &str, &str)] = &[(
+    "ctl/simulate.rs",
+    "crate::daemon",
+    "`isxctl simulate` answers with the planner that the daemon runs, or it would predict something else",
+)];
 
 fn sources(under: &Path, found: &mut Vec<PathBuf>) {
     let Ok(folder) = std::fs::read_dir(under) else { return };
@@ -143,7 +165,8 @@ fn nobody_imports_what_is_not_for_them() {
                     break;
                 }
                 for (word, why) in rule.never {
-                    if has(line, word) {
+                    let is_allowed = ALLOWED.iter().any(|(file, what, _)| *file == name && what == word);
+                    if has(line, word) && !is_allowed {
                         broken.push(format!("src/{name}:{}: `{word}`: {why}", number + 1));
                     }
                 }

@@ -6,6 +6,7 @@ use clap::{Args, Parser, Subcommand};
 
 use super::bench::BenchArgs;
 use super::output::{Filter, Format};
+use super::simulate::SimulateArgs;
 use crate::protocol::id::{RequestId, ShardId};
 
 /// Shapes and watches an isx cluster, reads and writes its entities.
@@ -159,6 +160,8 @@ pub enum Command {
     Context(ContextCommand),
     /// Load against the cluster, measured
     Bench(BenchArgs),
+    /// Plan for a made-up cluster of any size, and what happens to it; asks no cluster
+    Simulate(SimulateArgs),
     /// What an error's code means, offline
     Explain {
         /// Such as ISX-1201

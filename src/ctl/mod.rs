@@ -2,7 +2,7 @@
 //!
 //! Data on standard output, words on standard error; every command has a JSON form; exit codes are in [`exit`]. It uses the
 //! client library and nothing else of isx, but for `dev` and `cluster init`, which write configurations and start
-//! processes.
+//! processes, and `simulate`, which calls the planner.
 pub mod args;
 pub mod bench;
 mod cluster;
@@ -14,6 +14,7 @@ mod journal;
 mod local;
 mod ops;
 pub mod output;
+pub mod simulate;
 mod status;
 mod topics;
 mod transfer;
@@ -185,6 +186,7 @@ async fn perform(env: &Environment, command: Command) -> Ended {
         Command::Dev(command) => local::dev(env, command).await,
         Command::Context(command) => local::context(env, command),
         Command::Bench(args) => local::bench(env, &args).await,
+        Command::Simulate(args) => simulate::run(env, &args),
         Command::Explain { code } => explain(env, &code),
         Command::Completion { shell } => {
             let mut script = Vec::new();

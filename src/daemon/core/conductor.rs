@@ -52,6 +52,10 @@ pub(super) struct Conductor {
     splitting: BTreeMap<ShardId, Splitting>,
     /// Leaders that were asked to hand over, and when.
     handed_over: BTreeMap<ShardId, Time>,
+    /// Requests per second of each shard, over about half a minute: what happens within seconds is no reason to move
+    /// anything. Unit: 1/32 request per second.
+    smooth: BTreeMap<ShardId, u64>,
+    last_smoothed: Time,
     /// Since when a merge's right shard is seen frozen, by the left one.
     frozen_since: BTreeMap<ShardId, Time>,
 }
@@ -128,12 +132,38 @@ impl Node {
         {
             return;
         }
+        self.smooth_loads();
         self.take_answers(state, effects);
         self.tend_tasks(state, effects);
         self.tend_splits(state, effects);
         self.hand_over_drained(state, effects);
         self.plan_round();
         self.end_reached();
+    }
+
+    fn smooth_loads(&mut self) {
+        let now = self.clock.now;
+        if now.since(self.conductor.last_smoothed) < Span::secs(1) {
+            return;
+        }
+        self.conductor.last_smoothed = now;
+        let own = self.own_load();
+        let reported = self.conductor.loads.iter().filter(|(node, _)| self.is_up(**node));
+        let mut seen = BTreeMap::new();
+        for load in reported
+            .map(|(_, load)| load)
+            .chain([&own])
+            .flat_map(|load| &load.shards)
+        {
+            seen.insert(load.shard, load.requests_per_s);
+        }
+        let before = std::mem::take(&mut self.conductor.smooth);
+        for (shard, rate) in seen {
+            let smooth = before
+                .get(&shard)
+                .map_or(rate * 32, |smooth| smooth - smooth / 32 + rate);
+            self.conductor.smooth.insert(shard, smooth);
+        }
     }
 
     // --- asking ------------------------------------------------------------------------------------------------
@@ -550,7 +580,7 @@ impl Node {
                 epoch: shard.epoch,
                 bytes: load.map_or(0, |(_, load)| load.bytes),
                 entities: load.map_or(0, |(_, load)| load.entities),
-                load: load.map_or(0, |(_, load)| load.requests_per_s),
+                load: self.conductor.smooth.get(&shard.id).map_or(0, |smooth| smooth / 32),
                 replicas: shard
                     .replicas
                     .iter()
