@@ -19,7 +19,7 @@ use crate::protocol::request::{Request, Response};
 
 /// How an operation is started.
 #[derive(Debug, Clone, Args)]
-pub struct Start {
+pub struct OpStart {
     /// Check and show what would be done, change nothing
     #[arg(long)]
     pub dry_run: bool,
@@ -89,7 +89,7 @@ pub enum NodeVerb {
         #[arg(long = "for", value_enum, default_value = "restart", value_name = "WHAT")]
         purpose: DrainFor,
         #[command(flatten)]
-        start: Start,
+        start: OpStart,
     },
     /// Let a drained node take part again
     Undrain {
@@ -101,7 +101,7 @@ pub enum NodeVerb {
         /// Its name or id
         node: String,
         #[command(flatten)]
-        start: Start,
+        start: OpStart,
         /// The node's name once more: there is no way back once it is gone
         #[arg(long, value_name = "NAME")]
         confirm: Option<String>,
@@ -119,7 +119,7 @@ pub enum NodeVerb {
         #[arg(long, value_name = "NODE")]
         with: String,
         #[command(flatten)]
-        start: Start,
+        start: OpStart,
         /// The old node's name once more: there is no way back once it is gone
         #[arg(long, value_name = "NAME")]
         confirm: Option<String>,
@@ -166,7 +166,7 @@ pub enum ShardVerb {
         /// The shard that goes into it, its right neighbour
         right: ShardId,
         #[command(flatten)]
-        start: Start,
+        start: OpStart,
     },
     /// Move a copy from one node to another
     Move {
@@ -179,7 +179,7 @@ pub enum ShardVerb {
         #[arg(long, value_name = "NODE")]
         to: String,
         #[command(flatten)]
-        start: Start,
+        start: OpStart,
     },
 }
 
@@ -194,7 +194,7 @@ pub enum ReplicaCommand {
         #[arg(long, value_name = "NODE")]
         on: String,
         #[command(flatten)]
-        start: Start,
+        start: OpStart,
     },
     /// Take a copy away
     Remove {
@@ -204,7 +204,7 @@ pub enum ReplicaCommand {
         #[arg(long, value_name = "NODE")]
         from: String,
         #[command(flatten)]
-        start: Start,
+        start: OpStart,
     },
 }
 
@@ -266,7 +266,7 @@ pub enum OpCommand {
         /// The operation
         op: OpId,
         #[command(flatten)]
-        start: Start,
+        start: OpStart,
     },
 }
 
@@ -282,7 +282,7 @@ pub enum RebalanceCommand {
     /// Spread copies and leaderships evenly
     Start {
         #[command(flatten)]
-        start: Start,
+        start: OpStart,
     },
     /// Begin nothing new until `resume`
     Pause,
@@ -451,7 +451,7 @@ pub(super) async fn shard(env: &Environment, verb: ShardVerb) -> Ended {
 pub(super) async fn replica(env: &Environment, command: ReplicaCommand) -> Ended {
     let cluster = Cluster::ask(env).await?;
     let client = env.connect().await?;
-    let because = |start: &Start| {
+    let because = |start: &OpStart| {
         if start.because.is_empty() && !start.dry_run {
             let text = "an expert's verb needs a reason for those who come later: --because TEXT";
             return Err(CtlError::new(exit::CONSENT, text));
@@ -702,7 +702,7 @@ async fn plan(client: &Client, goal: Goal, pace: Option<Pace>, because: &str) ->
     }
 }
 
-async fn run_op(env: &Environment, client: &Client, goal: Goal, start: &Start, undo: Option<String>) -> Ended {
+async fn run_op(env: &Environment, client: &Client, goal: Goal, start: &OpStart, undo: Option<String>) -> Ended {
     let pace = start.pace.map(Into::into);
     if start.dry_run {
         let shown = plan(client, goal, pace, &start.because).await?;
