@@ -114,7 +114,7 @@ impl Node {
     /// One round, where this node leads the directory.
     pub(super) fn conduct(&mut self, state: &mut dyn State, effects: &mut Effects) {
         let now = self.clock.now;
-        if !self.leads_directory() {
+        if !self.config.conducts || !self.leads_directory() {
             if self.conductor.since.is_some() {
                 self.conductor = Conductor::default();
             }

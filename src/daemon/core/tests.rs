@@ -89,6 +89,7 @@ impl Cluster {
                     replicas: 3,
                     cuts: Vec::new(),
                 }],
+                conducts: false,
                 log_tail_entries: super::limits::LOG_TAIL_ENTRIES_MAX,
                 checkpoint_every: Span::secs(5),
                 planted: PlantedBug::None,

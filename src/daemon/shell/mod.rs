@@ -349,6 +349,7 @@ fn start(config: &Config, surroundings: Surroundings) -> Result<(Arc<Shared>, Dr
             seed: random() as u64,
             founders: config.founders.clone(),
             services: config.services.clone(),
+            conducts: true,
             log_tail_entries: LOG_TAIL_ENTRIES_MAX,
             checkpoint_every: CHECKPOINT_EVERY,
             planted: PlantedBug::None,

@@ -86,6 +86,8 @@ pub struct Plan {
     pub broken_snapshots: u32,
     /// Log entries kept for followers that are behind: few make many snapshots.
     pub log_tail: usize,
+    /// Whether the directory's leader carries out operations and spreads copies by itself.
+    pub conducts: bool,
 }
 
 impl Plan {
@@ -100,6 +102,7 @@ impl Plan {
             slow_disks: false,
             broken_snapshots: 0,
             log_tail: LOG_TAIL_ENTRIES_MAX,
+            conducts: true,
         }
     }
 
@@ -120,6 +123,7 @@ impl Plan {
             slow_disks: rng.u32(..4) == 0,
             broken_snapshots: [0, 0, 100, 400][rng.usize(..4)],
             log_tail: [LOG_TAIL_ENTRIES_MAX, 300, 60][rng.usize(..3)],
+            conducts: rng.u32(..3) > 0,
         }
     }
 

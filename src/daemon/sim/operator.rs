@@ -2,6 +2,7 @@
 //! half way, as an operator's tool or a placement driver would. Whoever cleans up later must be able to.
 use crate::protocol::error::Code;
 use crate::protocol::id::{DIRECTORY_SHARD, NodeId, ReplicaId, RequestId, ShardId};
+use crate::protocol::op::{Goal, NodeChange, Settings};
 use crate::protocol::request::{ReplicaChange, Request, Response};
 use crate::protocol::shard_map::{ReplicaRole, ShardDescriptor, ShardMap};
 
@@ -108,7 +109,59 @@ pub fn choose(rng: &mut fastrand::Rng, map: &ShardMap, nodes: &[NodeId], id: Req
                 change(&shard, vec![ReplicaChange::Promote { replica }]),
             ))
         }
+        65..=79 => Some((Step::Last, choose_op(rng, &shard, &free, nodes, id))),
         _ => choose_merge(rng, &shards, id),
+    }
+}
+
+/// Something that the directory's leader is to see to.
+fn choose_op(
+    rng: &mut fastrand::Rng,
+    shard: &ShardDescriptor,
+    free: &[NodeId],
+    nodes: &[NodeId],
+    id: RequestId,
+) -> Request {
+    let node = nodes[rng.usize(..nodes.len())];
+    let goal = match rng.u32(..10) {
+        0..=1 => Goal::Drain {
+            node,
+            everything: rng.bool(),
+        },
+        2..=4 => {
+            let change = NodeChange::Undrain;
+            return Request::ChangeNode { node, change, id };
+        }
+        5 => Goal::Rebalance,
+        6 => {
+            // Short enough for healing to begin within a run.
+            let settings = Settings {
+                heal_after_ms: [2_000, 6_000, 300_000][rng.usize(..3)],
+                cooldown_ms: [1_000, 600_000][rng.usize(..2)],
+                auto_rebalance: rng.bool(),
+                ..Settings::default()
+            };
+            return Request::SetSettings { settings, id };
+        }
+        7 => Goal::Merge {
+            left: shard.id,
+            right: ShardId(shard.id.0 + 1),
+        },
+        _ => match (shard.replicas.first(), free.first()) {
+            (Some(from), Some(&to)) => Goal::Move {
+                shard: shard.id,
+                from: from.node,
+                to,
+            },
+            _ => Goal::Rebalance,
+        },
+    };
+    Request::StartOp {
+        goal,
+        pace: None,
+        because: String::new(),
+        dry_run: false,
+        id,
     }
 }
 
@@ -261,6 +314,10 @@ impl Step {
                 | Code::BadChange
                 | Code::BadMerge
                 | Code::DiskFull
+                | Code::OpConflict
+                | Code::OpIsOver
+                | Code::UnsafeOp
+                | Code::NoSuchNode
         )
     }
 }

@@ -62,6 +62,10 @@ pub struct NodeConfig {
     /// A checkpoint is made after this long, if anything changed: `CHECKPOINT_EVERY`, but for the simulator, which has not
     /// got the time.
     pub checkpoint_every: super::time::Span,
+    /// Whether this node carries out operations while it leads the directory; a scenario of the simulator's wants no
+    /// hand but its own.
+    #[doc(hidden)]
+    pub conducts: bool,
     /// A bug to be planted by the simulator, to see that its properties catch it.
     #[doc(hidden)]
     pub planted: PlantedBug,

@@ -407,6 +407,7 @@ impl World {
                 seed: stream(self.seed, 1000 + info.id.0),
                 founders: founders.clone(),
                 services: services.clone(),
+                conducts: self.plan.conducts && !self.is_manual,
                 log_tail_entries: self.plan.log_tail,
                 checkpoint_every: Span::secs(5),
                 planted: match self.bug {
