@@ -47,10 +47,11 @@ async fn main() -> Result<(), Box<dyn std::error::Error>> {
 
     let mut query = ListQuery {
         service: "campaign".into(),
-        limit: 100,
+        limit: 3,
         ..ListQuery::default()
     };
-    loop {
+    // Two pages; the second begins where the first ended, whatever was split or moved in between.
+    for _ in 0..2 {
         let page = client.list(&query).await?;
         for item in &page.items {
             println!("{:<20} v{}", item.key, item.version);
