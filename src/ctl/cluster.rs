@@ -6,7 +6,8 @@ use super::exit::{self, CtlError};
 use super::output::{Format, Listing, Shape, size, span};
 use super::status::{Cluster, ShardHealth};
 use super::{Ended, Environment};
-use crate::client::{Client, ConnectOptions, ListQuery};
+use crate::client::{Client, ClientError, ConnectOptions, ListQuery};
+use crate::protocol::error::Code;
 use crate::protocol::id::{DIRECTORY_SHARD, NodeId, RequestId, ShardId};
 use crate::protocol::key::{KeyRange, Position};
 use crate::protocol::request::{Request, Response};
@@ -454,17 +455,18 @@ async fn split(env: &Environment, id: ShardId, at: Option<String>, into: Option<
     let mut made: Vec<ShardDescriptor> = Vec::new();
     let mut whole = shard.clone();
     for cut in &cuts {
-        let split = client.split(&whole, Position::new(shard.range.service(), cut), RequestId::random());
-        let (left, right) = split.await.map_err(|error| {
-            let mut error = CtlError::from(error);
-            if !made.is_empty() {
-                error.committed = "yes";
+        let (left, right) = split_at(&client, &whole, Position::new(shard.range.service(), cut))
+            .await
+            .map_err(|error| {
+                let mut error = CtlError::from(error);
+                if !made.is_empty() {
+                    error.committed = "yes";
+                    error
+                        .causes
+                        .push(format!("{} of {} cuts were made before", made.len(), cuts.len()));
+                }
                 error
-                    .causes
-                    .push(format!("{} of {} cuts were made before", made.len(), cuts.len()));
-            }
-            error
-        })?;
+            })?;
         made.push(left);
         whole = right;
     }
@@ -488,6 +490,40 @@ async fn split(env: &Environment, id: ShardId, at: Option<String>, into: Option<
         "split {id} at {}\n{parts}next  isxctl shard list\n",
         cuts.join(", ")
     ))
+}
+
+/// Cuts a shard; where somebody else is changing it, or has just changed it, again with what it is then.
+async fn split_at(
+    client: &Client,
+    shard: &ShardDescriptor,
+    at: Position,
+) -> Result<(ShardDescriptor, ShardDescriptor), ClientError> {
+    let began = std::time::Instant::now();
+    let mut shard = shard.clone();
+    loop {
+        let error = match client.split(&shard, at.clone(), RequestId::random()).await {
+            Ok(halves) => return Ok(halves),
+            Err(error) => error,
+        };
+        let may_pass = matches!(&error, ClientError::Refused(wire)
+            if matches!(wire.code, Code::StaleEpoch | Code::ChangePending | Code::ShardFrozen));
+        if !may_pass || began.elapsed() > client.timeout() {
+            return Err(error);
+        }
+        tokio::time::sleep(std::time::Duration::from_millis(100)).await;
+        let now = client.map().await?;
+        if let Some(known) = now.shards.iter().find(|known| known.id == shard.id) {
+            shard.clone_from(known);
+        }
+        // The leader's own copy is newer than any map.
+        for (_, status) in client.statuses().await {
+            for replica in status.iter().flat_map(|status| &status.replicas) {
+                if replica.shard.id == shard.id && replica.shard.epoch > shard.epoch {
+                    shard.clone_from(&replica.shard);
+                }
+            }
+        }
+    }
 }
 
 /// Keys that cut what a shard holds into `parts` parts of as many entities each.

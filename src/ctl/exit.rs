@@ -156,7 +156,7 @@ pub fn of(code: Code) -> u8 {
         Code::BadSplit | Code::BadTarget | Code::BadMerge | Code::BadChange | Code::TooFewReplicas | Code::UnsafeOp => {
             REFUSED
         }
-        Code::Forbidden | Code::OtherCluster | Code::NotProven | Code::BadToken => NOT_ALLOWED,
+        Code::Forbidden | Code::OtherCluster | Code::NotProven | Code::Removed | Code::BadToken => NOT_ALLOWED,
         Code::ProtocolVersion => SKEW,
         Code::Busy => THROTTLED,
         Code::DiskFull => EXHAUSTED,

@@ -120,6 +120,9 @@ codes! {
     /// Handshake: certificate does not prove the node id, or the store id changed.
     NotProven = 1404, Refused, "the peer is not what it says it is",
         "A certificate does not prove the node id that its holder claims, or the node's store is not the one it registered with: its disk was wiped, restored from an image or cloned. Such a node must not vote. Replace it under a new id.";
+    /// The node was sent away.
+    Removed = 1405, Refused, "the node is no member of the cluster any more",
+        "The node has left the cluster, was replaced or forgotten. Its id is never used again; isxd ends with exit code 76 and is not to be restarted. To use the host again, remove its data and let it join as a new node.";
     /// Split point outside or at the edge.
     BadSplit = 1501, Refused, "the shard can't be split there",
         "The split point must lie inside the shard's range, behind its start. `isxctl shard show` prints the range.";

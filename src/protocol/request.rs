@@ -247,7 +247,7 @@ pub enum Request {
     /// Add a node to the directory (made by the node that signed its certificate).
     RegisterNode {
         /// The node; its id is given by the directory where it is 0.
-        node: NodeInfo,
+        node: Box<NodeInfo>,
         /// Makes a repeat harmless.
         id: RequestId,
     },

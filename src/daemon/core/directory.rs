@@ -234,10 +234,10 @@ impl Directory {
 
     fn change_ledger(&mut self, command: &LedgerCommand, state: &mut dyn State) -> Response {
         // What an operation means for the node it empties goes into the same entry.
-        if let LedgerCommand::Start(op) = command {
-            if let Some(error) = self.unknown_node(&op.goal) {
-                return Response::Error(error);
-            }
+        if let LedgerCommand::Start(op) = command
+            && let Some(error) = self.unknown_node(&op.goal)
+        {
+            return Response::Error(error);
         }
         let before = self.next_id;
         let outcome = self.ledger.apply(command, &mut self.next_id, state);

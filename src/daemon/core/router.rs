@@ -442,7 +442,7 @@ impl Node {
             }
             Request::RegisterNode { node, .. } => {
                 replica.propose(
-                    Command::Directory(super::directory::DirectoryCommand::Register(node)),
+                    Command::Directory(super::directory::DirectoryCommand::Register(*node)),
                     waiting,
                 );
                 None

@@ -202,6 +202,10 @@ impl Driver {
                     self.step(clock, Input::Connected { peer, up: false });
                 }
             }
+            Report::Removed => {
+                tracing::error!("{} has left the cluster for good: a peer says so", self.shared.node);
+                self.ended = Some(StopReason::Removed);
+            }
             Report::Stop { at_once: true } => self.ended = Some(StopReason::Asked),
             Report::Stop { at_once: false } => {
                 let limit = self.shared.stop_timeout;

@@ -42,6 +42,8 @@ pub(super) enum Report {
     Disk(DiskReport),
     /// Somebody wants the node to stop: in good order, or at once.
     Stop { at_once: bool },
+    /// A peer said that this node is no member any more.
+    Removed,
 }
 
 /// The driver's queue.

@@ -100,7 +100,7 @@ impl Joins {
                     tag: own_tag,
                     principal,
                     request: Request::RegisterNode {
-                        node,
+                        node: Box::new(node),
                         id: RequestId(id),
                     },
                 }

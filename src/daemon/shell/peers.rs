@@ -218,7 +218,7 @@ impl Peers {
         };
         if peer.gone {
             return Err(WireError::new(
-                Code::NotProven,
+                Code::Removed,
                 format!("{} has left the cluster", claim.node),
             ));
         }
@@ -391,7 +391,12 @@ async fn connect(shared: &Shared, node: NodeId, address: &str) -> Result<(Wire, 
 fn judge(shared: &Shared, node: NodeId, reply: HelloReply) -> Result<u128, DialError> {
     let not_it = |code, text| Err(DialError::NotIt(WireError::new(code, text)));
     match reply {
-        HelloReply::Refused(error) => Err(DialError::Refused(error)),
+        HelloReply::Refused(error) => {
+            if error.code == Code::Removed {
+                shared.inbox.push(Report::Removed);
+            }
+            Err(DialError::Refused(error))
+        }
         HelloReply::Welcome { cluster, .. } if cluster != shared.cluster => not_it(
             Code::OtherCluster,
             format!(

@@ -437,7 +437,14 @@ impl Client {
                 let id = self.request_id();
                 Ok(op(step.as_ref().clone().after_failure(id)))
             }
-            (Kind::Op(step), answer @ (Response::Shard(_) | Response::Ids { .. })) => {
+            (
+                Kind::Op(step),
+                answer @ (Response::Shard(_)
+                | Response::Ids { .. }
+                | Response::Op(_)
+                | Response::Registered(_)
+                | Response::Asked),
+            ) => {
                 if let (Request::AllocateIds { id, .. }, &Response::Ids { first }) = (&task.request, &answer) {
                     once.allocated(*id, first, 1)?;
                 }

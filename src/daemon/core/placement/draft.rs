@@ -346,19 +346,28 @@ impl<'v> Draft<'v> {
             return;
         }
         let touched: BTreeSet<ShardId> = running.iter().flat_map(Step::shards).collect();
+        let mut at_of = BTreeMap::new();
         for (at, shard) in self.view.shards.iter().enumerate() {
             if touched.contains(&shard.id) {
                 self.locked[at] = true;
+                at_of.insert(shard.id, at);
             }
         }
         for step in running {
             let index = |id| self.view.node_index(id);
-            let arrives = step.receiver().and_then(index);
+            // A step that is half done has its copy already, or has given up the other one: both are counted.
+            let has = |node: usize| {
+                at_of
+                    .get(&step.shard)
+                    .is_some_and(|&at| self.copies[at].has(node as u32))
+            };
+            let arrives = step.receiver().and_then(index).filter(|&node| !has(node));
             let leaves = match step.kind {
                 StepKind::SwapReplica { from, .. } => index(from),
                 StepKind::RemoveReplica { node } => index(node),
                 _ => None,
             };
+            let leaves = leaves.filter(|&node| has(node));
             if let Some(at) = arrives {
                 let node = &mut self.node[at];
                 node.replicas += 1;
