@@ -67,6 +67,9 @@ pub struct ShardDescriptor {
     pub frozen: Option<Frozen>,
     /// Shards that this one has absorbed, and those that they had: the latest [`ABSORBED_KEPT`]. They are no more.
     pub absorbed: Vec<ShardId>,
+    /// The newest replica that was ever added: a later one has a higher id. A replica that was removed must never be
+    /// added again under its id; its node remembers that it destroyed it.
+    pub newest_replica: ReplicaId,
 }
 
 /// How many absorbed shards a descriptor remembers. A merge that was given up must be settled before its shard has taken
@@ -357,6 +360,7 @@ mod tests {
             epoch: Epoch(epoch),
             replicas: Vec::new(),
             frozen: None,
+            newest_replica: Default::default(),
             absorbed: Vec::new(),
         }
     }

@@ -56,6 +56,8 @@ pub(super) struct Conductor {
     /// anything. Unit: 1/32 request per second.
     smooth: BTreeMap<ShardId, u64>,
     last_smoothed: Time,
+    /// Learners without a task, and since when.
+    strays: BTreeMap<(ShardId, ReplicaId), Time>,
     /// Since when a merge's right shard is seen frozen, by the left one.
     frozen_since: BTreeMap<ShardId, Time>,
 }
@@ -136,6 +138,7 @@ impl Node {
         self.take_answers(state, effects);
         self.tend_tasks(state, effects);
         self.tend_splits(state, effects);
+        self.remove_strays(state, effects);
         self.hand_over_drained(state, effects);
         self.plan_round();
         self.end_reached();
@@ -321,6 +324,51 @@ impl Node {
         }
     }
 
+    /// Learners that belong to no task: of a shard that was split while a copy was made, or of a tool that gave up.
+    fn remove_strays(&mut self, state: &mut dyn State, effects: &mut Effects) {
+        let now = self.clock.now;
+        let Some(directory) = &self.directory else { return };
+        let tasks = &directory.ledger.tasks;
+        let mut strays = Vec::new();
+        for shard in self.map.shards() {
+            if tasks.contains_key(&shard.id) || shard.is_joint() || shard.frozen.is_some() {
+                continue;
+            }
+            let voters = shard.replicas.iter().filter(|replica| replica.role.votes()).count();
+            let service = directory.map.services.get(shard.range.service());
+            let wanted = service.map_or(3, |service| service.replicas as usize);
+            let learner = shard
+                .replicas
+                .iter()
+                .find(|replica| replica.role == ReplicaRole::Learner);
+            if let Some(learner) = learner.filter(|_| voters >= wanted) {
+                strays.push((shard.id, shard.epoch, learner.id));
+            }
+        }
+        let known = &mut self.conductor.strays;
+        known.retain(|key, _| strays.iter().any(|(shard, _, id)| *key == (*shard, *id)));
+        let mut due = Vec::new();
+        for (shard, epoch, id) in strays {
+            let since = *known.entry((shard, id)).or_insert(now);
+            if now.since(since) >= STRAY_FOR {
+                known.insert((shard, id), now);
+                due.push((shard, epoch, id));
+            }
+        }
+        for (shard, epoch, replica) in due {
+            if self.is_asked(shard) {
+                continue;
+            }
+            let request = Request::ChangeReplicas {
+                shard,
+                epoch,
+                changes: vec![ReplicaChange::Remove { replica }],
+                id: step_id(OpId(0), shard, epoch),
+            };
+            self.conductor_ask(shard, AskedKind::Task, request, state, effects);
+        }
+    }
+
     fn next_of_swap(
         &self,
         task: &Task,
@@ -346,7 +394,10 @@ impl Node {
                 id: step_id(task.op, shard.id, shard.epoch),
             }))
         };
-        let added = add.and_then(|(_, replica)| shard.replica(replica));
+        let by_id = add.and_then(|(_, replica)| shard.replica(replica));
+        // A learner that somebody left there does as well.
+        let left_there = add.and_then(|(node, _)| shard.replica_on(node));
+        let added = by_id.or_else(|| left_there.filter(|there| there.role == ReplicaRole::Learner));
         let removed = remove.and_then(|node| shard.replica_on(node));
         // A swap's votes change hands in one step: once the new copy votes, the old one does not, and only goes.
         let is_swapped = added.is_some_and(|added| added.role == ReplicaRole::Voter);
@@ -364,7 +415,8 @@ impl Node {
         }
         match (add, added) {
             (Some((node, replica)), None) => {
-                if shard.replica_on(node).is_some() {
+                // There already; or it was there and somebody removed it, and its id must not come back.
+                if shard.replica_on(node).is_some() || replica <= shard.newest_replica {
                     return Next::End;
                 }
                 change(vec![ReplicaChange::AddLearner { node, replica }])
@@ -1575,6 +1627,8 @@ const ASK_TIMEOUT: Span = Span::secs(5);
 const RETRY_AFTER: Span = Span::millis(100);
 /// Silent for longer than this is down, for shorter suspect.
 const DOWN_AFTER: Span = Span::secs(5);
+/// A learner without a task is somebody's half done work for this long.
+const STRAY_FOR: Span = Span::secs(5);
 const HAND_OVER_EVERY: Span = Span::secs(1);
 const HAND_OVERS_AT_ONCE: usize = 32;
 const TELL_TROUBLE_AFTER: Span = Span::secs(2);

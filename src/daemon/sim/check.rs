@@ -780,6 +780,7 @@ mod tests {
             epoch: Epoch(epoch),
             replicas: Vec::new(),
             frozen: None,
+            newest_replica: Default::default(),
             absorbed: Vec::new(),
         }
     }

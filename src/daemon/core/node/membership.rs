@@ -200,6 +200,7 @@ impl Node {
                 for change in changes {
                     if let ReplicaChange::AddLearner { node, replica } = *change {
                         let role = ReplicaRole::Learner;
+                        shard.newest_replica = replica;
                         shard.replicas.push(ReplicaDescriptor {
                             node,
                             id: replica,
@@ -259,7 +260,7 @@ fn well_formed(shard: &ShardDescriptor, changes: &[ReplicaChange]) -> Result<BTr
         let (id, wanted) = match *change {
             ReplicaChange::AddLearner { node, replica } => {
                 let taken = shard.replicas.iter().any(|other| other.id >= replica);
-                if taken || replica < ReplicaId(FIRST_ALLOCATED_ID) {
+                if taken || replica <= shard.newest_replica || replica < ReplicaId(FIRST_ALLOCATED_ID) {
                     return bad(format!("{replica} is no fresh replica id"));
                 }
                 if shard.replica_on(node).is_some() {

@@ -517,6 +517,7 @@ mod tests {
                 role: ReplicaRole::Voter,
             }],
             frozen: None,
+            newest_replica: Default::default(),
             absorbed: Vec::new(),
         }
     }

@@ -560,6 +560,7 @@ impl Node {
             epoch: Epoch(1),
             replicas: members(0, 5),
             frozen: None,
+            newest_replica: ReplicaId(0),
             absorbed: Vec::new(),
         };
         let mut shards = vec![directory];
@@ -581,6 +582,7 @@ impl Node {
                     epoch: Epoch(1),
                     replicas,
                     frozen: None,
+                    newest_replica: ReplicaId(0),
                     absorbed: Vec::new(),
                 });
             }
@@ -1576,6 +1578,7 @@ impl Node {
             epoch,
             replicas: replica.shard.replicas.clone(),
             frozen: None,
+            newest_replica: replica.shard.newest_replica,
             absorbed: Vec::new(),
         };
         replica.shard.range = left;

@@ -1235,6 +1235,7 @@ pub fn empty_meta(id: crate::protocol::id::ShardId) -> ReplicaMeta {
             epoch: Epoch(0),
             replicas: Vec::new(),
             frozen: None,
+            newest_replica: Default::default(),
             absorbed: Vec::new(),
         },
         conf_state: ConfState::default(),
