@@ -12,8 +12,10 @@ use isx::ctl::dev::{NewNode, init};
 use isx::protocol::error::Code;
 use isx::protocol::id::{NodeId, RequestId, ShardId};
 use isx::protocol::key::Position;
+use isx::protocol::op::{Goal, NodeChange, OpState};
 use isx::protocol::request::{Change, Condition, NodeStatus, Request, Response, Write};
-use isx::protocol::shard_map::MapView;
+use isx::protocol::shard_map::{MapView, Membership, NodeInfo, ShardDescriptor};
+use isx::security::ca::{JoinLine, Pin};
 use isx::security::tls;
 use rustix::process::{Pid, Signal, kill_process};
 use tempfile::TempDir;
@@ -390,6 +392,149 @@ fn a_shard_splits_under_load_without_a_failed_request() {
                 sleep(Duration::from_millis(20)).await;
             }
         }
+    });
+}
+
+impl Cluster {
+    /// Lets one more node join, as a host would: with a token and a key of its own.
+    async fn join(&mut self, client: &Client, name: &str) -> NodeId {
+        let token = client
+            .request(Request::CreateToken { ttl_s: 60 })
+            .await
+            .expect("a token");
+        let Response::Token { token } = token else {
+            panic!("no token: {token:?}")
+        };
+        let ca = std::fs::read_to_string(&self.context.ca).expect("the authority");
+        let line = JoinLine {
+            endpoints: self.context.endpoints.clone(),
+            pin: Pin::of_pem(&ca).expect("a certificate"),
+            token,
+        };
+        let socket = UdpSocket::bind("127.0.0.1:0").expect("a port");
+        let address = socket.local_addr().expect("bound").to_string();
+        drop(socket);
+        let mut joining = Command::new(env!("CARGO_BIN_EXE_isxd"))
+            .args([
+                "join", "-", "--name", name, "--zone", "z", "--listen", &address, "--dir",
+            ])
+            .arg(self.dir.path().join("c").join(name))
+            .stdin(Stdio::piped())
+            .stdout(Stdio::null())
+            .spawn()
+            .expect("isxd starts");
+        let mut input = joining.stdin.take().expect("piped");
+        std::io::Write::write_all(&mut input, line.to_string().as_bytes()).expect("told");
+        drop(input);
+        assert!(joining.wait().expect("it ends").success(), "{name} joins");
+        self.nodes.push(None);
+        self.run(self.nodes.len() - 1);
+        let began = Instant::now();
+        loop {
+            let map = client.map().await.expect("a map");
+            let active = |info: &&NodeInfo| info.name == name && info.membership == Membership::Active;
+            if let Some(info) = map.nodes.iter().find(active) {
+                return info.id;
+            }
+            assert!(began.elapsed() < PATIENCE, "{name} is no active member");
+            sleep(Duration::from_millis(50)).await;
+        }
+    }
+}
+
+/// Starts an operation and waits until it is done.
+async fn operate(client: &Client, goal: Goal) {
+    let request = Request::StartOp {
+        goal: goal.clone(),
+        pace: None,
+        because: String::new(),
+        dry_run: false,
+        id: RequestId::random(),
+    };
+    let Response::Op(op) = client.request(request).await.expect("started") else {
+        panic!("{goal} was not started")
+    };
+    let began = Instant::now();
+    let mut last = String::from("it was never listed");
+    loop {
+        // The directory may be electing a leader: the operation does not mind.
+        match client.request(Request::ListOps { all: true }).await {
+            Ok(Response::Ops(ops)) => {
+                if let Some(shown) = ops.iter().find(|shown| shown.op.id == op.id)
+                    && shown.op.state.is_over()
+                {
+                    assert_eq!(shown.op.state, OpState::Done, "{goal}: {}", shown.op.result);
+                    return;
+                }
+                last = format!(
+                    "{:?}",
+                    ops.iter().filter(|shown| !shown.op.state.is_over()).collect::<Vec<_>>()
+                );
+            }
+            other => last = format!("{other:?}"),
+        }
+        assert!(began.elapsed() < PATIENCE, "{goal} does not end: {last}");
+        sleep(Duration::from_millis(50)).await;
+    }
+}
+
+#[test]
+fn a_cluster_grows_moves_merges_and_shrinks_under_load() {
+    test(async {
+        let mut cluster = Cluster::start();
+        let client = cluster.client().await;
+        let load = Load::start(&client, false);
+        load.progress("first writes", 200).await;
+        let four = cluster.join(&client, "n4").await;
+        let five = cluster.join(&client, "n5").await;
+        assert_eq!((four, five), (NodeId(4), NodeId(5)));
+        operate(&client, Goal::Rebalance).await;
+        load.progress("writes after spreading", 200).await;
+
+        let drain = Goal::Drain {
+            node: NodeId(2),
+            everything: false,
+        };
+        operate(&client, drain).await;
+        let undrain = Request::ChangeNode {
+            node: NodeId(2),
+            change: NodeChange::Undrain,
+            id: RequestId::random(),
+        };
+        client.request(undrain).await.expect("undrained");
+
+        operate(&client, Goal::Leave { node: NodeId(3) }).await;
+        load.progress("writes after a leave", 200).await;
+        // It is told, and ends with the code that keeps systemd from starting it again.
+        let mut gone = cluster.nodes[2].take().expect("it ran");
+        let began = Instant::now();
+        let ended = loop {
+            if let Some(ended) = gone.try_wait().expect("a child") {
+                break ended;
+            }
+            assert!(began.elapsed() < PATIENCE, "n3 does not learn that it has left");
+            sleep(Duration::from_millis(50)).await;
+        };
+        assert_eq!(ended.code(), Some(76));
+
+        let shards = |map: MapView| -> Vec<ShardDescriptor> {
+            let mut shards: Vec<_> = map
+                .shards
+                .into_iter()
+                .filter(|s| s.range.service() == "campaign")
+                .collect();
+            shards.sort_by(|a, b| a.range.start.cmp(&b.range.start));
+            shards
+        };
+        let before = shards(client.map().await.expect("a map"));
+        let (left, right) = (before[0].id, before[1].id);
+        operate(&client, Goal::Merge { left, right }).await;
+        load.progress("writes after a merge", 200).await;
+
+        let map = client.map().await.expect("a map");
+        assert!(map.shards.iter().all(|shard| shard.replica_on(NodeId(3)).is_none()));
+        let known = load.finish().await;
+        check(&client, &known).await;
     });
 }
 

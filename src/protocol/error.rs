@@ -135,6 +135,9 @@ codes! {
     /// Target cannot lead.
     BadTarget = 1504, Refused, "that node can't do this",
         "The node named is no voter of the shard, or is not known. Nothing was changed.";
+    /// Token refused.
+    BadToken = 1505, Refused, "the join token is not valid",
+        "The token is misspelt, expired, or made by another cluster. Make a new one: `isxctl token create`.";
     /// The change would cost the quorum.
     TooFewReplicas = 1506, Refused, "too few healthy replicas would be left",
         "After this change the shard would have fewer live, caught-up voters than a majority, or fewer than now and than its service wants. Nothing was changed. Add a replica first, or wait until the others have caught up.";
@@ -144,9 +147,6 @@ codes! {
     /// Shards that do not fit.
     BadMerge = 1508, Refused, "these shards can't be merged, or the merge can't be taken back",
         "The left shard must end where the right one begins, in the same service, and both must have their replicas on the same nodes, all of them voters. A merge can be taken back only while the left shard has not taken the right one over. Nothing was changed.";
-    /// Token refused.
-    BadToken = 1505, Refused, "the join token is not valid",
-        "The token is misspelt, expired, or made by another cluster. Make a new one: `isxctl token create`.";
     /// Another operation is in the way.
     OpConflict = 1509, Refused, "another operation is in the way",
         "Two operations would pull at the same node or shard. Nothing was changed. `isxctl op show` tells about the other one; wait for it, or cancel it.";

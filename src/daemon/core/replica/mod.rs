@@ -898,7 +898,8 @@ impl Replica {
             return Some(0);
         }
         let progress = self.raft.raft.prs().get(id.0)?;
-        let follows = progress.matched > 0 && progress.state == raft::ProgressState::Replicate;
+        // Probing counts: in an idle shard a follower whose connection was lost for a moment is probed until the next write.
+        let follows = progress.matched > 0 && progress.state != raft::ProgressState::Snapshot;
         follows.then(|| self.committed().saturating_sub(progress.matched))
     }
 
