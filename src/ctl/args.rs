@@ -360,7 +360,7 @@ pub enum NodeCommand {
         /// Its name or id
         node: String,
     },
-    /// See [`super::ops::NodeVerb`].
+    /// Verbs that change nodes.
     #[command(flatten)]
     Verb(super::ops::NodeVerb),
 }
@@ -417,7 +417,7 @@ pub enum ShardCommand {
         #[arg(long, value_name = "NODE")]
         on: String,
     },
-    /// See [`super::ops::ShardVerb`].
+    /// Verbs that change shards.
     #[command(flatten)]
     Verb(super::ops::ShardVerb),
 }

@@ -943,9 +943,9 @@ impl<'v> Draft<'v> {
                         list(&leaving)
                     ),
                     vec![
-                        format!("isxctl node add --zone {object}          then run this again"),
+                        format!("isxctl token create          for a host in zone {object}, then run this again"),
                         format!(
-                            "isxctl rule set {scope} --zones {}          lowers what you can lose",
+                            "the rule `{scope}` with {} zones          lowers what you can lose",
                             rule.zones.saturating_sub(1).max(1)
                         ),
                     ],
@@ -958,10 +958,10 @@ impl<'v> Draft<'v> {
                     plural(targets, "node")
                 ),
                 vec![
-                    "isxctl node add          then run this again".to_owned(),
+                    "isxctl token create          for one more host, then run this again".to_owned(),
                     format!(
-                        "isxctl shard set-replicas --service {scope} {}          lowers what you can lose",
-                        targets.max(1)
+                        "isxctl service set {scope} --replicas {}          lowers what you can lose",
+                        targets.saturating_sub(1) / 2 * 2 + 1
                     ),
                 ],
             ),
@@ -979,7 +979,7 @@ impl<'v> Draft<'v> {
                         permille(used, total).div_ceil(10),
                         permille(limit, total).div_ceil(10)
                     ),
-                    vec!["isxctl node add          then run this again".to_owned()],
+                    vec!["isxctl token create          for one more host, then run this again".to_owned()],
                 )
             }
             BlockCode::NoFollower => (

@@ -317,7 +317,7 @@ fn three_nodes_with_three_copies_cannot_lose_one() {
         blockers[0].text,
         "10 shards want 3 copies on as many nodes; 2 nodes can hold one"
     );
-    assert!(blockers[0].next[0].starts_with("isxctl node add"));
+    assert!(blockers[0].next[0].starts_with("isxctl token create"));
     assert_eq!(check::ok_to_stop(&view, &[NodeId(3)]), Ok(()));
     let blockers = check::ok_to_stop(&view, &[NodeId(2), NodeId(3)]).expect_err("refused");
     assert_eq!(codes(&blockers), ["QUORUM n2 and n3"]);
@@ -352,8 +352,8 @@ fn the_last_node_of_a_zone_that_the_rule_needs_stays() {
     assert_eq!(
         blockers[0].next,
         [
-            "isxctl node add --zone zone-c          then run this again",
-            "isxctl rule set default --zones 2          lowers what you can lose"
+            "isxctl token create          for a host in zone zone-c, then run this again",
+            "the rule `default` with 2 zones          lowers what you can lose"
         ]
     );
     // With a rule that asks for less, or with a node there, it may go.
