@@ -455,10 +455,9 @@ async fn operate(client: &Client, goal: Goal) {
         panic!("{goal} was not started")
     };
     let began = Instant::now();
-    let mut last = String::from("it was never listed");
     loop {
         // The directory may be electing a leader: the operation does not mind.
-        match client.request(Request::ListOps { all: true }).await {
+        let last = match client.request(Request::ListOps { all: true }).await {
             Ok(Response::Ops(ops)) => {
                 if let Some(shown) = ops.iter().find(|shown| shown.op.id == op.id)
                     && shown.op.state.is_over()
@@ -466,13 +465,10 @@ async fn operate(client: &Client, goal: Goal) {
                     assert_eq!(shown.op.state, OpState::Done, "{goal}: {}", shown.op.result);
                     return;
                 }
-                last = format!(
-                    "{:?}",
-                    ops.iter().filter(|shown| !shown.op.state.is_over()).collect::<Vec<_>>()
-                );
+                format!("{ops:?}")
             }
-            other => last = format!("{other:?}"),
-        }
+            other => format!("{other:?}"),
+        };
         assert!(began.elapsed() < PATIENCE, "{goal} does not end: {last}");
         sleep(Duration::from_millis(50)).await;
     }

@@ -510,7 +510,7 @@ mod tests {
         let args = args("--nodes 3 --shards 20 --lose n3");
         let text = report(&args, &answer(&args));
         assert!(
-            text.contains("NO_TARGET_NODE") && text.contains("isxctl node add"),
+            text.contains("NO_TARGET_NODE") && text.contains("isxctl token create"),
             "{text}"
         );
         let missing = prepare(&self::args("--nodes 3 --lose n9")).expect_err("no such node");
