@@ -67,7 +67,7 @@ impl Node {
 
     /// Whether a copy on this node may still have to take over this one's rows: its left neighbour, unless that one is
     /// past the epoch for which the merge was planned.
-    fn may_be_absorbed(&self, shard: &ShardDescriptor) -> bool {
+    pub(super) fn may_be_absorbed(&self, shard: &ShardDescriptor) -> bool {
         self.replicas
             .values()
             .filter(|other| other.is_initialized())
