@@ -225,6 +225,14 @@ impl Log {
         }
     }
 
+    /// A snapshot that is now in the state file: it has taken the log's place, entries behind it that were never committed
+    /// included.
+    pub fn installed(&mut self, node: NodeId, meta: &ReplicaMeta) {
+        self.checkpointed(node, meta);
+        let durable = &mut self.replicas.entry((node, meta.shard.id)).or_default().durable;
+        durable.last_index = meta.applied;
+    }
+
     /// A node went down: what was not synced does not count any more. What was `under_way` may have been written.
     pub fn crashed(&mut self, node: NodeId, under_way: &[(LogSeq, LogBatch)]) {
         for write in under_way.iter().flat_map(|(_, batch)| &batch.shards) {

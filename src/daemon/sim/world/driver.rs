@@ -376,7 +376,7 @@ impl World {
             StateJob::Install { job, shard, meta } => {
                 let trim = process.writer.install(job).map_err(|error| bad(&error))?;
                 process.store.installed(shard);
-                self.log.checkpointed(id, &meta);
+                self.log.installed(id, &meta);
                 (trim, Input::Installed { shard })
             }
         };
