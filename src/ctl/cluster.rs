@@ -401,10 +401,19 @@ fn show_shard(env: &Environment, cluster: &Cluster, health: &ShardHealth<'_>) ->
 
 async fn split(env: &Environment, id: ShardId, at: Option<String>, into: Option<u32>, dry_run: bool) -> Ended {
     let client = env.connect().await?;
-    let map = client.map().await?;
-    let Some(shard) = map.shards.iter().find(|shard| shard.id == id) else {
-        return Err(CtlError::new(exit::NOT_FOUND, format!("there is no shard {id}")).next("isxctl shard list"));
+    let began = std::time::Instant::now();
+    // A shard that was split off a moment ago is not known to every node yet.
+    let shard = loop {
+        let map = client.map().await?;
+        if let Some(shard) = map.shards.iter().find(|shard| shard.id == id) {
+            break shard.clone();
+        }
+        if began.elapsed() > KNOWN_EVERYWHERE_AFTER {
+            return Err(CtlError::new(exit::NOT_FOUND, format!("there is no shard {id}")).next("isxctl shard list"));
+        }
+        tokio::time::sleep(std::time::Duration::from_millis(150)).await;
     };
+    let shard = &shard;
     let show = |range: &KeyRange| {
         let (start, end) = bounds(range);
         format!("[{start} .. {end})")
@@ -491,6 +500,9 @@ async fn split(env: &Environment, id: ShardId, at: Option<String>, into: Option<
         cuts.join(", ")
     ))
 }
+
+/// Nodes report what is new every second.
+const KNOWN_EVERYWHERE_AFTER: std::time::Duration = std::time::Duration::from_millis(1_500);
 
 /// Cuts a shard; where somebody else is changing it, or has just changed it, again with what it is then.
 async fn split_at(

@@ -206,7 +206,8 @@ impl Log {
             let durable = &mut self.replicas.entry((node, write.shard)).or_default().durable;
             if let Some(hard) = &write.hard_state {
                 (durable.term, durable.vote) = (hard.term, hard.vote);
-                durable.committed = durable.committed.max(hard.commit);
+                // Writes are synced in order: the last one says how far it is, for a new copy too that begins again.
+                durable.committed = durable.applied.max(hard.commit);
             }
             if let Some(last) = write.entries.last() {
                 durable.last_index = last.index;
@@ -216,7 +217,12 @@ impl Log {
 
     /// A replica's meta that is now in the state file.
     pub fn checkpointed(&mut self, node: NodeId, meta: &ReplicaMeta) {
-        let durable = &mut self.replicas.entry((node, meta.shard.id)).or_default().durable;
+        let progress = self.replicas.entry((node, meta.shard.id)).or_default();
+        if progress.id != ReplicaId::default() && progress.id != meta.replica {
+            // Of an earlier copy, which is destroyed in a write behind this one.
+            return;
+        }
+        let durable = &mut progress.durable;
         durable.applied = durable.applied.max(meta.applied);
         durable.committed = durable.committed.max(meta.applied);
         durable.last_index = durable.last_index.max(meta.applied);
@@ -229,8 +235,10 @@ impl Log {
     /// included.
     pub fn installed(&mut self, node: NodeId, meta: &ReplicaMeta) {
         self.checkpointed(node, meta);
-        let durable = &mut self.replicas.entry((node, meta.shard.id)).or_default().durable;
-        durable.last_index = meta.applied;
+        let progress = self.replicas.entry((node, meta.shard.id)).or_default();
+        if progress.id == meta.replica {
+            progress.durable.last_index = meta.applied;
+        }
     }
 
     /// A node went down: what was not synced does not count any more. What was `under_way` may have been written.
