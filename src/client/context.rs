@@ -6,9 +6,9 @@
 //! [contexts.dev]
 //! cluster = "0123456789abcdefghjkmnpqrs"
 //! endpoints = ["127.0.0.1:7401", "127.0.0.1:7402"]
-//! ca = "/home/ana/.local/state/isx/dev/ca.pem"
-//! certificate = "/home/ana/.local/state/isx/dev/admin.pem"
-//! key = "/home/ana/.local/state/isx/dev/admin.key"
+//! ca = "/etc/isx/prod/ca.pem"
+//! certificate = "/etc/isx/prod/admin.pem"
+//! key = "/etc/isx/prod/admin.key"
 //! ```
 //! Paths that are not absolute are relative to the file.
 use std::collections::BTreeMap;

@@ -50,6 +50,8 @@ pub(super) struct Conductor {
     /// Steps that the planner still sees for spreading.
     spread_left: u64,
     splitting: BTreeMap<ShardId, Splitting>,
+    /// When each shard was last looked at for a place to cut: what can't be cut must not be read over and over.
+    split_tried: BTreeMap<ShardId, Time>,
     /// Leaders that were asked to hand over, and when.
     handed_over: BTreeMap<ShardId, Time>,
     /// Requests per second of each shard, over about half a minute: what happens within seconds is no reason to move
@@ -135,7 +137,7 @@ impl Node {
             return;
         }
         self.smooth_loads();
-        self.take_answers(state, effects);
+        self.take_answers();
         self.tend_tasks(state, effects);
         self.tend_splits(state, effects);
         self.remove_strays(state, effects);
@@ -199,7 +201,7 @@ impl Node {
         self.conductor.asked.values().any(|asked| asked.shard == shard)
     }
 
-    fn take_answers(&mut self, state: &mut dyn State, effects: &mut Effects) {
+    fn take_answers(&mut self) {
         let now = self.clock.now;
         for (token, response) in std::mem::take(&mut self.conductor.answers) {
             let Some(asked) = self.conductor.asked.remove(&token) else {
@@ -210,7 +212,7 @@ impl Node {
                     self.map.learn_shard(&shard);
                     self.conductor.trouble.remove(&asked.shard);
                 }
-                (AskedKind::Split, response) => self.split_answered(asked.shard, response, state, effects),
+                (AskedKind::Split, response) => self.split_answered(asked.shard, response),
                 (AskedKind::Task, Response::Error(error)) => {
                     let trouble = self.conductor.trouble.entry(asked.shard).or_insert(Trouble {
                         at: now,
@@ -812,7 +814,13 @@ impl Node {
             StepKind::Split { .. } => {
                 if let Some(shard) = self.map.shard(step.shard)
                     && !self.conductor.splitting.contains_key(&step.shard)
+                    && self
+                        .conductor
+                        .split_tried
+                        .get(&step.shard)
+                        .is_none_or(|&at| self.clock.now.since(at) >= SPLIT_AGAIN_AFTER)
                 {
+                    self.conductor.split_tried.insert(step.shard, self.clock.now);
                     let entities = view
                         .shards
                         .iter()
@@ -905,6 +913,9 @@ impl Node {
     /// Leaders leave drained nodes, and do not come back; and transfers that the planner wants.
     fn hand_over_drained(&mut self, state: &mut dyn State, effects: &mut Effects) {
         let now = self.clock.now;
+        self.conductor
+            .split_tried
+            .retain(|_, at| now.since(*at) < SPLIT_AGAIN_AFTER);
         self.conductor
             .handed_over
             .retain(|_, at| now.since(*at) < Span::secs(10));
@@ -1135,7 +1146,8 @@ impl Node {
         }
     }
 
-    fn split_answered(&mut self, shard: ShardId, response: Response, _state: &mut dyn State, _effects: &mut Effects) {
+    fn split_answered(&mut self, shard: ShardId, response: Response) {
+        let start = self.map.shard(shard).map(|shard| shard.range.start.clone());
         let Some(splitting) = self.conductor.splitting.get_mut(&shard) else {
             return;
         };
@@ -1150,7 +1162,7 @@ impl Node {
                 match (splitting.counted >= half || next.is_none(), items.get(middle), next) {
                     (true, Some(item), _) => {
                         let at = Position::new(&service, &item.key);
-                        if at > splitting.from {
+                        if start.is_some_and(|start| at > start) {
                             splitting.at = Some(at);
                         } else {
                             self.conductor.splitting.remove(&shard);
@@ -1281,9 +1293,10 @@ impl Node {
         };
         if let Some(directory) = &self.directory {
             // Attaching to what is under way needs no check.
-            if directory.ledger.same(&op.goal, op.request).is_none()
-                && let Some(other) = directory.ledger.conflict(&op.goal)
-            {
+            if let Some(known) = directory.ledger.same(&op.goal, op.request) {
+                return Ok(self.op_view(known, &view));
+            }
+            if let Some(other) = directory.ledger.conflict(&op.goal) {
                 let text = format!("{} ({}) is in the way; nothing was changed", other.id, other.goal);
                 return Err(WireError::new(Code::OpConflict, text));
             }
@@ -1517,11 +1530,12 @@ impl Node {
 
     /// What this node tells the directory's leader of what it leads.
     pub(super) fn own_load(&self) -> Load {
+        let alive = self.alive();
         let led = self.replicas.values().filter(|replica| replica.is_leader());
         Load {
             disk_total: self.disk_total,
             disk_free: if self.disk_total == 0 { 0 } else { self.disk_free },
-            shards: led.map(|replica| replica.load(&self.alive())).collect(),
+            shards: led.map(|replica| replica.load(&alive)).collect(),
         }
     }
 }
@@ -1629,6 +1643,7 @@ const RETRY_AFTER: Span = Span::millis(100);
 const DOWN_AFTER: Span = Span::secs(5);
 /// A learner without a task is somebody's half done work for this long.
 const STRAY_FOR: Span = Span::secs(5);
+const SPLIT_AGAIN_AFTER: Span = Span::secs(60);
 const HAND_OVER_EVERY: Span = Span::secs(1);
 const HAND_OVERS_AT_ONCE: usize = 32;
 const TELL_TROUBLE_AFTER: Span = Span::secs(2);

@@ -240,12 +240,26 @@ impl Directory {
             return Response::Error(error);
         }
         let before = self.next_id;
+        let states = |ledger: &Ledger, op: OpId| ledger.ops.get(&op).map(|op| op.state);
+        let known = match command {
+            LedgerCommand::Turn { op, .. } | LedgerCommand::SetPace { op, .. } => states(&self.ledger, *op),
+            _ => None,
+        };
         let outcome = self.ledger.apply(command, &mut self.next_id, state);
         if self.next_id != before {
             self.save_counters(state);
         }
         match outcome {
             LedgerOutcome::Op(op) => {
+                // Only what has just begun or ended means something for its node: a late repeat must not undo what an
+                // operator asked for since.
+                let is_news = match command {
+                    LedgerCommand::Start(_) => op.id.0 >= before,
+                    _ => known != Some(op.state),
+                };
+                if !is_news {
+                    return Response::Op(op);
+                }
                 if !op.state.is_over() {
                     self.mark(&op.goal, state);
                 } else if op.state == OpState::Cancelled {
