@@ -1,0 +1,82 @@
+//! Nodes that are drained or leave: leaderships go, and when they are empty.
+use super::*;
+
+impl Node {
+    /// Leaders leave drained nodes, and do not come back; and transfers that the planner wants.
+    pub(super) fn hand_over_drained(&mut self, state: &mut dyn State, effects: &mut Effects) {
+        let now = self.clock.now;
+        self.conductor
+            .split_tried
+            .retain(|_, at| now.since(*at) < SPLIT_AGAIN_AFTER);
+        self.conductor
+            .handed_over
+            .retain(|_, at| now.since(*at) < Span::secs(10));
+        let mut transfers = std::mem::take(&mut self.transfers);
+        let drained: BTreeSet<NodeId> = self
+            .map
+            .nodes
+            .values()
+            .filter(|info| info.overlay.intent != Intent::Stay)
+            .map(|info| info.id)
+            .collect();
+        if !drained.is_empty() {
+            let mut leads: BTreeMap<NodeId, usize> = BTreeMap::new();
+            for shard in self.map.shards() {
+                if let Some((_, leader)) = self.map.leader(shard.id) {
+                    *leads.entry(leader).or_default() += 1;
+                }
+            }
+            let own = self.own_load();
+            for shard in self.map.shards() {
+                let Some((_, leader)) = self.map.leader(shard.id).filter(|(_, node)| drained.contains(node)) else {
+                    continue;
+                };
+                let asked = self.conductor.handed_over.get(&shard.id);
+                if transfers.len() >= HAND_OVERS_AT_ONCE || asked.is_some_and(|&at| now.since(at) < HAND_OVER_EVERY) {
+                    continue;
+                }
+                let load = if leader == self.config.node {
+                    Some(&own)
+                } else {
+                    self.conductor.loads.get(&leader)
+                };
+                let behind = |id: ReplicaId| {
+                    let shard = load.and_then(|load| load.shards.iter().find(|known| known.shard == shard.id));
+                    shard.is_some_and(|load| load.behind.contains(&id))
+                };
+                let fit = shard.replicas.iter().filter(|replica| {
+                    replica.role == ReplicaRole::Voter
+                        && !drained.contains(&replica.node)
+                        && self.is_up(replica.node)
+                        && !behind(replica.id)
+                });
+                if let Some(to) =
+                    fit.min_by_key(|replica| (leads.get(&replica.node).copied().unwrap_or(0), replica.node))
+                {
+                    *leads.entry(to.node).or_default() += 1;
+                    transfers.push((shard.id, to.node));
+                }
+            }
+        }
+        for (shard, to) in transfers {
+            self.conductor.handed_over.insert(shard, now);
+            let waiting = Waiting {
+                waiter: Waiter::Own,
+                deadline: now + ASK_TIMEOUT,
+                id: RequestId(0),
+            };
+            let principal = Principal {
+                name: "isx".to_owned(),
+                role: Role::Node,
+            };
+            self.asked(
+                waiting,
+                principal,
+                Request::TransferLeader { shard, to },
+                0,
+                state,
+                effects,
+            );
+        }
+    }
+}

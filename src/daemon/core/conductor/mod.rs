@@ -1,0 +1,308 @@
+//! The directory leader's hand: carries operations out, step by step, and starts some by itself.
+//!
+//! Everything here is *level-triggered*: each round looks at the shards as they are, at the tasks and operations that the
+//! directory keeps, and asks for what is missing next. A lost answer, a new directory leader or a restart changes
+//! nothing: the next round sees the same difference and asks again. Requests go the way every request goes, and each is
+//! harmless when it comes twice.
+//!
+//! What is decided where: the planner (`placement`) says which copies should be where; the ledger says which shard is at
+//! what for whom; a shard's own leader refuses what is not safe at its place.
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+
+use crate::daemon::core::directory::DirectoryCommand;
+use crate::daemon::core::effect::Effects;
+use crate::daemon::core::ledger::LedgerCommand;
+use crate::daemon::core::node::Node;
+use crate::daemon::core::placement::plan::{self, Goals, Limits, Step, StepKind, Why};
+use crate::daemon::core::placement::rules::Rule;
+use crate::daemon::core::placement::view::{
+    ClusterView, Health, Moved, NodeView, RecentMove, ReplicaView, ServiceView, Settings as PlanSettings, ShardView,
+};
+use crate::daemon::core::placement::{check, plan::Blocker};
+use crate::daemon::core::replica::{Waiter, Waiting};
+use crate::daemon::core::state::State;
+use crate::daemon::core::time::{Span, Time};
+use crate::protocol::error::{Code, WireError};
+use crate::protocol::id::{DIRECTORY_SHARD, Epoch, NodeId, OpId, ReplicaId, RequestId, ShardId};
+use crate::protocol::key::Position;
+use crate::protocol::message::{Load, Principal, Role};
+use crate::protocol::op::*;
+use crate::protocol::request::{ReplicaChange, Request, Response};
+use crate::protocol::shard_map::{Membership, ReplicaRole, ShardDescriptor};
+
+mod asking;
+mod drained;
+mod ending;
+mod planning;
+mod questions;
+mod splitting;
+mod tasks;
+
+/// What the directory's leader remembers between two rounds; none of it matters to safety.
+#[derive(Debug, Default)]
+pub(in crate::daemon::core) struct Conductor {
+    /// What nodes last said of what they lead and of their disks.
+    loads: BTreeMap<NodeId, Load>,
+    /// Questions that wait for an answer, by token.
+    asked: BTreeMap<u64, Asked>,
+    next_token: u64,
+    answers: Vec<(u64, Response)>,
+    /// What last went wrong with a shard's task.
+    trouble: BTreeMap<ShardId, Trouble>,
+    /// Since when this node leads the directory.
+    since: Option<Time>,
+    last_round: Time,
+    last_plan: Time,
+    recent: VecDeque<RecentMove>,
+    meters: BTreeMap<OpId, Meter>,
+    /// Steps that the planner still sees for spreading.
+    spread_left: u64,
+    splitting: BTreeMap<ShardId, Splitting>,
+    /// When each shard was last looked at for a place to cut: what can't be cut must not be read over and over.
+    split_tried: BTreeMap<ShardId, Time>,
+    /// Leaders that were asked to hand over, and when.
+    handed_over: BTreeMap<ShardId, Time>,
+    /// Requests per second of each shard, over about half a minute: what happens within seconds is no reason to move
+    /// anything. Unit: 1/32 request per second.
+    smooth: BTreeMap<ShardId, u64>,
+    last_smoothed: Time,
+    /// Learners without a task, and since when.
+    strays: BTreeMap<(ShardId, ReplicaId), Time>,
+    /// Since when a merge's right shard is seen frozen, by the left one.
+    frozen_since: BTreeMap<ShardId, Time>,
+}
+
+#[derive(Debug)]
+struct Asked {
+    shard: ShardId,
+    until: Time,
+    kind: AskedKind,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum AskedKind {
+    /// A step of the shard's task.
+    Task,
+    /// Looking for the middle of a shard, and cutting it there.
+    Split,
+}
+
+#[derive(Debug, Clone)]
+struct Trouble {
+    at: Time,
+    first: Time,
+    code: String,
+    text: String,
+}
+
+/// How many bytes were done at which time.
+#[derive(Debug, Default)]
+struct Meter {
+    samples: VecDeque<(Time, u64)>,
+}
+
+/// A shard whose middle is looked for.
+#[derive(Debug)]
+struct Splitting {
+    epoch: Epoch,
+    entities: u64,
+    counted: u64,
+    from: Position,
+    at: Option<Position>,
+    child: Option<ShardId>,
+}
+
+impl Node {
+    /// A report's figures, for the directory's leader.
+    pub(in crate::daemon::core) fn load_reported(&mut self, from: NodeId, load: Load) {
+        self.conductor.loads.insert(from, load);
+    }
+
+    /// An answer to something that the conductor asked.
+    pub(in crate::daemon::core) fn conductor_answered(&mut self, token: u64, response: Response) {
+        self.conductor.answers.push((token, response));
+    }
+
+    /// One round, where this node leads the directory.
+    pub(in crate::daemon::core) fn conduct(&mut self, state: &mut dyn State, effects: &mut Effects) {
+        let now = self.clock.now;
+        if !self.config.conducts || !self.leads_directory() {
+            if self.conductor.since.is_some() {
+                self.conductor = Conductor::default();
+            }
+            return;
+        }
+        if now.since(self.conductor.last_round) < ROUND_EVERY {
+            return;
+        }
+        self.conductor.last_round = now;
+        self.conductor.since.get_or_insert(now);
+        if self
+            .directory
+            .as_ref()
+            .is_none_or(|directory| directory.map.nodes.is_empty())
+        {
+            return;
+        }
+        self.smooth_loads();
+        self.take_answers();
+        self.tend_tasks(state, effects);
+        self.tend_splits(state, effects);
+        self.remove_strays(state, effects);
+        self.hand_over_drained(state, effects);
+        self.plan_round();
+        self.end_reached();
+    }
+
+    fn smooth_loads(&mut self) {
+        let now = self.clock.now;
+        if now.since(self.conductor.last_smoothed) < Span::secs(1) {
+            return;
+        }
+        self.conductor.last_smoothed = now;
+        let own = self.own_load();
+        let reported = self.conductor.loads.iter().filter(|(node, _)| self.is_up(**node));
+        let mut seen = BTreeMap::new();
+        for load in reported
+            .map(|(_, load)| load)
+            .chain([&own])
+            .flat_map(|load| &load.shards)
+        {
+            seen.insert(load.shard, load.requests_per_s);
+        }
+        let before = std::mem::take(&mut self.conductor.smooth);
+        for (shard, rate) in seen {
+            let smooth = before
+                .get(&shard)
+                .map_or(rate * 32, |smooth| smooth - smooth / 32 + rate);
+            self.conductor.smooth.insert(shard, smooth);
+        }
+    }
+
+    /// What this node tells the directory's leader of what it leads.
+    pub(in crate::daemon::core) fn own_load(&self) -> Load {
+        let alive = self.alive();
+        let led = self.replicas.values().filter(|replica| replica.is_leader());
+        Load {
+            disk_total: self.disk_total,
+            disk_free: if self.disk_total == 0 { 0 } else { self.disk_free },
+            shards: led.map(|replica| replica.load(&alive)).collect(),
+        }
+    }
+}
+
+enum Next {
+    Ask(Box<Request>),
+    Wait,
+    End,
+}
+
+impl Meter {
+    /// Takes in how much is done; says how much was done per second over the last minute.
+    fn add(&mut self, now: Time, done: u64) -> u64 {
+        self.samples.push_back((now, done));
+        while self.samples.len() > 2
+            && self
+                .samples
+                .front()
+                .is_some_and(|(at, _)| now.since(*at) > Span::secs(60))
+        {
+            self.samples.pop_front();
+        }
+        while self.samples.len() > 240 {
+            self.samples.pop_front();
+        }
+        let Some(&(at, before)) = self.samples.front() else {
+            return 0;
+        };
+        let ms = now.since(at).as_millis();
+        (done.saturating_sub(before) * 1000).checked_div(ms).unwrap_or(0)
+    }
+}
+
+/// The step that brings the right shard's copies to where the left one's are; none where they are.
+fn align(left: &ShardDescriptor, right: &ShardDescriptor) -> Result<Option<(NodeId, NodeId)>, String> {
+    let nodes = |shard: &ShardDescriptor| shard.replicas.iter().map(|r| r.node).collect::<BTreeSet<_>>();
+    let (l, r) = (nodes(left), nodes(right));
+    if l.len() != r.len() {
+        return Err(format!(
+            "{} has {} copies and {} has {}: they must have as many",
+            left.id,
+            l.len(),
+            right.id,
+            r.len()
+        ));
+    }
+    let add = l.difference(&r).next().copied();
+    let remove = r.difference(&l).next().copied();
+    Ok(add.zip(remove))
+}
+
+/// The same step for the same epoch has the same id, whoever asks.
+fn step_id(op: OpId, shard: ShardId, epoch: Epoch) -> RequestId {
+    RequestId(u128::from(op.0) << 96 | u128::from(shard.0 & 0xffff_ffff) << 64 | u128::from(epoch.0) | 1 << 127)
+}
+
+fn told(blocker: &Blocker) -> OpBlocker {
+    OpBlocker {
+        code: blocker.code.to_string(),
+        object: blocker.object.clone(),
+        text: blocker.text.clone(),
+        next: blocker.next.join("\n"),
+    }
+}
+
+fn refused(what: &str, blockers: &[Blocker]) -> WireError {
+    let count = blockers.len();
+    let text = format!(
+        "{what}: {count} {}; nothing was changed",
+        if count == 1 { "blocker" } else { "blockers" }
+    );
+    let mut error = WireError::new(Code::UnsafeOp, text);
+    error.blockers = blockers.iter().map(told).collect();
+    error
+}
+
+fn check_settings(settings: &Settings) -> Result<(), String> {
+    let within = |name: &str, value: u64, low: u64, high: u64| {
+        if (low..=high).contains(&value) {
+            Ok(())
+        } else {
+            Err(format!(
+                "{name} is {value}, and must be from {low} to {high}; nothing was changed"
+            ))
+        }
+    };
+    within("heal-after (ms)", settings.heal_after_ms, 2_000, 30 * 86_400_000)?;
+    within("disk-limit (percent)", settings.disk_limit_percent.into(), 10, 99)?;
+    within("hysteresis (percent)", settings.hysteresis_percent.into(), 1, 100)?;
+    within("cooldown (ms)", settings.cooldown_ms, 0, 30 * 86_400_000)
+}
+
+/// A round is short, and nothing waits for it but operations.
+const ROUND_EVERY: Span = Span::millis(50);
+const PLAN_EVERY: Span = Span::millis(200);
+/// A new leader first hears from everybody.
+const SETTLE_FIRST: Span = Span::millis(2_500);
+/// ... and plans once.
+const SETTLED_AFTER: Span = Span::millis(3_000);
+/// A shard is frozen for a few milliseconds where all is well.
+const FROZEN_FOR: Span = Span::secs(1);
+const ASK_TIMEOUT: Span = Span::secs(5);
+const RETRY_AFTER: Span = Span::millis(100);
+/// Silent for longer than this is down, for shorter suspect.
+const DOWN_AFTER: Span = Span::secs(5);
+/// A learner without a task is somebody's half done work for this long.
+const STRAY_FOR: Span = Span::secs(5);
+const SPLIT_AGAIN_AFTER: Span = Span::secs(60);
+const HAND_OVER_EVERY: Span = Span::secs(1);
+const HAND_OVERS_AT_ONCE: usize = 32;
+const TELL_TROUBLE_AFTER: Span = Span::secs(2);
+/// Unit: moves.
+const RECENT_MAX: usize = 4_096;
+/// Unit: characters.
+const BECAUSE_MAX: usize = 500;
+/// Unit: steps.
+const STEPS_SHOWN: usize = 20;
+/// Entities looked at in one go when the middle of a shard is looked for.
+const SPLIT_PAGE: u32 = 5_000;

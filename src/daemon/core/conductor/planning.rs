@@ -1,0 +1,429 @@
+//! From what is known to what begins next.
+use super::*;
+
+impl Node {
+    pub(super) fn is_up(&self, node: NodeId) -> bool {
+        node == self.config.node
+            || self
+                .heard
+                .get(&node)
+                .is_some_and(|&heard| self.clock.now.since(heard) <= crate::daemon::core::limits::PEER_SILENT_AFTER)
+    }
+
+    /// The cluster as this node sees it; `emptied` is a node that the question is about.
+    pub(in crate::daemon::core) fn cluster_view(&self, emptied: Option<NodeId>) -> ClusterView {
+        let now = self.clock.now;
+        let mut view = ClusterView {
+            version: self.map.version,
+            now_ms: now.since(Time(0)).as_millis(),
+            recent: self.conductor.recent.iter().copied().collect(),
+            ..ClusterView::default()
+        };
+        let Some(directory) = &self.directory else { return view };
+        let ledger = &directory.ledger;
+        let settings = &ledger.settings;
+        let pace = ledger.open().map(|op| op.pace).max().unwrap_or(settings.pace);
+        view.settings = PlanSettings {
+            heal_after_ms: settings.heal_after_ms,
+            disk_limit_percent: settings.disk_limit_percent,
+            hysteresis_percent: settings.hysteresis_percent,
+            cooldown_ms: settings.cooldown_ms,
+            pace,
+        };
+        let own = self.own_load();
+        let load_of = |node: NodeId| {
+            if node == self.config.node {
+                Some(&own)
+            } else {
+                self.conductor.loads.get(&node)
+            }
+        };
+        for info in directory
+            .map
+            .nodes
+            .values()
+            .filter(|info| info.membership != Membership::Gone)
+        {
+            let heard = match (info.id == self.config.node, self.heard.get(&info.id)) {
+                (true, _) => now,
+                (false, Some(&heard)) => heard,
+                (false, None) => self.conductor.since.unwrap_or(now),
+            };
+            let silent = now.since(heard);
+            let health = if silent <= crate::daemon::core::limits::PEER_SILENT_AFTER {
+                Health::Up
+            } else if silent <= DOWN_AFTER {
+                Health::Suspect
+            } else {
+                Health::Down
+            };
+            let load = load_of(info.id);
+            let replaced = ledger
+                .open()
+                .any(|op| matches!(op.goal, Goal::Replace { old, .. } if old == info.id));
+            view.nodes.push(NodeView {
+                id: info.id,
+                zone: info.zone.clone(),
+                membership: info.membership,
+                health,
+                down_ms: silent.as_millis(),
+                intent: if replaced {
+                    Intent::DrainAll
+                } else {
+                    info.overlay.intent
+                },
+                maintenance: info.overlay.maintenance_until_ms > self.clock.wall_ms,
+                disk_total: load.map_or(0, |load| load.disk_total),
+                disk_used: load.map_or(0, |load| load.disk_total.saturating_sub(load.disk_free)),
+            });
+        }
+        view.services.push(ServiceView {
+            name: "directory".to_owned(),
+            split_bytes: u64::MAX,
+            split_load: 0,
+            merge_bytes: 0,
+            min_shards: 1,
+        });
+        // Five copies of the directory where there are five nodes that stay.
+        let stays = |node: &&NodeView| {
+            node.membership == Membership::Active && node.intent == Intent::Stay && Some(node.id) != emptied
+        };
+        let members = view.nodes.iter().filter(stays).count();
+        view.rules.push(Rule {
+            name: "directory".to_owned(),
+            replicas: if members >= 5 { 5 } else { 3.min(members.max(1) as u32) },
+            ..Rule::default()
+        });
+        let mut index = BTreeMap::new();
+        for service in directory.map.services.values() {
+            index.insert(service.name.as_str(), view.services.len() as u16);
+            view.services.push(ServiceView {
+                name: service.name.clone(),
+                split_bytes: service.sizes.split_bytes,
+                split_load: service.sizes.split_load,
+                merge_bytes: service.sizes.merge_bytes,
+                min_shards: service.sizes.min_shards.max(1),
+            });
+            view.rules.push(Rule {
+                name: service.name.clone(),
+                service: Some(service.name.clone()),
+                replicas: service.replicas,
+                ..Rule::default()
+            });
+        }
+        let mut loads: BTreeMap<ShardId, (NodeId, &crate::protocol::message::ShardLoad)> = BTreeMap::new();
+        for node in view.nodes.iter().filter(|node| node.health == Health::Up) {
+            for shard in load_of(node.id).into_iter().flat_map(|load| &load.shards) {
+                loads.insert(shard.shard, (node.id, shard));
+            }
+        }
+        let right_of_tasks: BTreeSet<ShardId> = ledger
+            .tasks
+            .values()
+            .filter_map(|task| match task.step {
+                TaskStep::Merge { right } => Some(right),
+                TaskStep::Swap { .. } => None,
+            })
+            .collect();
+        for shard in self.map.shards() {
+            let load = loads.get(&shard.id);
+            let service = match shard.id == DIRECTORY_SHARD {
+                true => 0,
+                false => index.get(shard.range.start.parts().0).copied().unwrap_or(0),
+            };
+            let is_busy = ledger.tasks.contains_key(&shard.id)
+                || right_of_tasks.contains(&shard.id)
+                || shard.is_joint()
+                || shard.frozen.is_some()
+                || self.conductor.splitting.contains_key(&shard.id);
+            let behind = |replica: &ReplicaId| load.is_some_and(|(_, load)| load.behind.contains(replica));
+            let leader = load.map(|(node, _)| *node).or_else(|| {
+                let (_, node) = self.map.leader(shard.id)?;
+                self.is_up(node).then_some(node)
+            });
+            view.shards.push(ShardView {
+                id: shard.id,
+                epoch: shard.epoch,
+                bytes: load.map_or(0, |(_, load)| load.bytes),
+                entities: load.map_or(0, |(_, load)| load.entities),
+                load: self.conductor.smooth.get(&shard.id).map_or(0, |smooth| smooth / 32),
+                replicas: shard
+                    .replicas
+                    .iter()
+                    .map(|replica| ReplicaView {
+                        node: replica.node,
+                        id: replica.id,
+                        role: replica.role,
+                        is_caught_up: self.is_up(replica.node) && !behind(&replica.id),
+                    })
+                    .collect(),
+                leader,
+                service,
+                rule: service,
+                is_pinned: false,
+                is_busy,
+                is_sticky: false,
+            });
+        }
+        view
+    }
+
+    /// What the tasks under way are to the planner.
+    pub(super) fn running_steps(&self) -> Vec<Step> {
+        let Some(directory) = &self.directory else {
+            return Vec::new();
+        };
+        let step = |task: &Task| {
+            let shard = self.map.shard(task.shard)?;
+            let kind = match task.step {
+                TaskStep::Swap {
+                    add: Some((to, _)),
+                    remove: Some(from),
+                } => StepKind::SwapReplica { from, to, lead: None },
+                TaskStep::Swap {
+                    add: Some((node, _)),
+                    remove: None,
+                } => StepKind::AddReplica { node },
+                TaskStep::Swap {
+                    add: None,
+                    remove: Some(node),
+                } => StepKind::RemoveReplica { node },
+                TaskStep::Swap { .. } => return None,
+                TaskStep::Merge { right } => StepKind::Merge { right },
+            };
+            Some(Step {
+                shard: shard.id,
+                epoch: shard.epoch,
+                kind,
+                why: Why::Drain,
+                bytes: 0,
+            })
+        };
+        directory.ledger.tasks.values().filter_map(step).collect()
+    }
+
+    pub(super) fn plan_round(&mut self) {
+        let now = self.clock.now;
+        let settled = self
+            .conductor
+            .since
+            .is_some_and(|since| now.since(since) >= SETTLE_FIRST);
+        if !settled || now.since(self.conductor.last_plan) < PLAN_EVERY {
+            return;
+        }
+        self.conductor.last_plan = now;
+        let Some(directory) = &self.directory else { return };
+        let ledger = directory.ledger.clone();
+        self.begin_named(&ledger);
+        let view = self.cluster_view(None);
+        let asked_to_spread = ledger
+            .open()
+            .any(|op| op.goal == Goal::Rebalance && op.state == OpState::Running);
+        let mut goals = Goals::needful();
+        if asked_to_spread || ledger.settings.auto_rebalance {
+            (goals.replicas, goals.bytes, goals.leaders, goals.load) = (true, true, true, true);
+        }
+        (goals.split, goals.merge) = (ledger.settings.auto_split, ledger.settings.auto_split);
+        let mut running = self.running_steps();
+        for (&shard, &at) in &self.conductor.handed_over {
+            // Give a transfer time before another one is planned.
+            if now.since(at) < HAND_OVER_EVERY
+                && let Some((_, from)) = self.map.leader(shard)
+            {
+                running.push(Step {
+                    shard,
+                    epoch: Epoch(0),
+                    kind: StepKind::TransferLeader { from, to: from },
+                    why: Why::Leaders,
+                    bytes: 0,
+                });
+            }
+        }
+        let steps = plan::next_steps(&view, &goals, &running, &Limits::of(&view));
+        self.conductor.spread_left = steps.iter().filter(|step| step.why > Why::Drain).count() as u64;
+        for step in steps {
+            self.begin_step(&ledger, &step, &view);
+        }
+    }
+
+    /// Operations that name their shards themselves.
+    pub(super) fn begin_named(&mut self, ledger: &crate::daemon::core::ledger::Ledger) {
+        let mut begins = Vec::new();
+        let mut fails = Vec::new();
+        for op in ledger.open().filter(|op| op.state == OpState::Running) {
+            let swap = |shard: ShardId, add: Option<NodeId>, remove: Option<NodeId>| Task {
+                shard,
+                op: op.id,
+                step: TaskStep::Swap {
+                    add: add.map(|node| (node, ReplicaId(0))),
+                    remove,
+                },
+            };
+            match op.goal {
+                Goal::Move { shard, from, to } => begins.push(swap(shard, Some(to), Some(from))),
+                Goal::AddReplica { shard, to } => begins.push(swap(shard, Some(to), None)),
+                Goal::RemoveReplica { shard, from } => begins.push(swap(shard, None, Some(from))),
+                Goal::Replace { old, new } => {
+                    let room = op.pace.copies_per_node() as usize;
+                    let under_way = ledger.tasks.values().filter(|task| task.op == op.id).count();
+                    let left = self
+                        .map
+                        .shards()
+                        .filter(|shard| shard.replica_on(old).is_some() && shard.replica_on(new).is_none())
+                        .filter(|shard| !ledger.tasks.contains_key(&shard.id));
+                    let left: Vec<ShardId> = left
+                        .map(|shard| shard.id)
+                        .take(room.saturating_sub(under_way))
+                        .collect();
+                    begins.extend(left.into_iter().map(|shard| swap(shard, Some(new), Some(old))));
+                }
+                Goal::Merge { left, right } => match (self.map.shard(left), self.map.shard(right)) {
+                    // What is being changed for another reason is settled first.
+                    (Some(l), Some(r))
+                        if ledger.tasks.contains_key(&l.id)
+                            || ledger.tasks.contains_key(&r.id)
+                            || l.settled_nodes().is_none()
+                            || r.settled_nodes().is_none() => {}
+                    (Some(l), Some(r)) => match align(l, r) {
+                        Ok(Some((add, remove))) => begins.push(swap(right, Some(add), Some(remove))),
+                        Ok(None) => begins.push(Task {
+                            shard: left,
+                            op: op.id,
+                            step: TaskStep::Merge { right },
+                        }),
+                        Err(why) => fails.push((op.id, why)),
+                    },
+                    _ => {}
+                },
+                _ => {}
+            }
+        }
+        for task in begins {
+            if !ledger.tasks.contains_key(&task.shard) && !self.is_reached(&ledger.ops[&task.op].goal) {
+                self.ledger(LedgerCommand::Begin(task));
+            }
+        }
+        for (op, why) in fails {
+            self.turn(op, OpState::Failed, why);
+        }
+    }
+
+    pub(super) fn begin_step(&mut self, ledger: &crate::daemon::core::ledger::Ledger, step: &Step, view: &ClusterView) {
+        let running = |goal: &dyn Fn(&Goal) -> bool| ledger.open().find(|op| goal(&op.goal));
+        let (add, remove) = match step.kind {
+            StepKind::TransferLeader { to, .. } => {
+                self.conductor.handed_over.insert(step.shard, self.clock.now);
+                self.conductor.recent.push_back(RecentMove {
+                    shard: step.shard,
+                    what: Moved::Leader,
+                    from: step.nodes().next().unwrap_or(to),
+                    to,
+                    at_ms: self.clock.now.since(Time(0)).as_millis(),
+                });
+                self.transfers.push((step.shard, to));
+                return;
+            }
+            StepKind::Split { .. } => {
+                if let Some(shard) = self.map.shard(step.shard)
+                    && !self.conductor.splitting.contains_key(&step.shard)
+                    && self
+                        .conductor
+                        .split_tried
+                        .get(&step.shard)
+                        .is_none_or(|&at| self.clock.now.since(at) >= SPLIT_AGAIN_AFTER)
+                {
+                    self.conductor.split_tried.insert(step.shard, self.clock.now);
+                    let entities = view
+                        .shards
+                        .iter()
+                        .find(|s| s.id == step.shard)
+                        .map_or(0, |s| s.entities);
+                    self.conductor.splitting.insert(
+                        step.shard,
+                        Splitting {
+                            epoch: shard.epoch,
+                            entities,
+                            counted: 0,
+                            from: shard.range.start.clone(),
+                            at: None,
+                            child: None,
+                        },
+                    );
+                }
+                return;
+            }
+            StepKind::Merge { right } => {
+                let goal = Goal::Merge {
+                    left: step.shard,
+                    right,
+                };
+                if ledger.same(&goal, RequestId(0)).is_none() {
+                    self.start_own(goal, "small neighbours");
+                }
+                return;
+            }
+            StepKind::AddReplica { node } => (Some(node), None),
+            StepKind::SwapReplica { from, to, .. } => (Some(to), Some(from)),
+            StepKind::RemoveReplica { node } => (None, Some(node)),
+        };
+        let for_node = remove.and_then(|from| running(&|goal: &Goal| goal.node() == Some(from)));
+        let lost = remove
+            .and_then(|from| view.node(from))
+            .filter(|node| node.is_lost(&view.settings));
+        let op = match (for_node, lost) {
+            (Some(op), _) => Some(op),
+            (None, Some(node)) => {
+                self.start_own(Goal::Heal { node: node.id }, "it does not answer");
+                return;
+            }
+            (None, None) => running(&|goal: &Goal| *goal == Goal::Rebalance),
+        };
+        let Some(op) = op else {
+            self.start_own(Goal::Rebalance, &format!("{}", step.why));
+            return;
+        };
+        if op.state == OpState::Running {
+            let op = op.id;
+            self.ledger(LedgerCommand::Begin(Task {
+                shard: step.shard,
+                op,
+                step: TaskStep::Swap {
+                    add: add.map(|node| (node, ReplicaId(0))),
+                    remove,
+                },
+            }));
+        }
+    }
+
+    pub(super) fn start_own(&mut self, goal: Goal, because: &str) {
+        let op = self.new_op(goal, None, "isx", because, RequestId(0));
+        self.ledger(LedgerCommand::Start(Box::new(op)));
+    }
+
+    /// An operation as it begins.
+    pub(in crate::daemon::core) fn new_op(
+        &self,
+        goal: Goal,
+        pace: Option<Pace>,
+        by: &str,
+        because: &str,
+        request: RequestId,
+    ) -> Op {
+        let settings = self.directory.as_ref().map(|directory| directory.ledger.settings.pace);
+        let (total, total_bytes) = self.left_of(&goal);
+        Op {
+            id: OpId(0),
+            goal,
+            pace: pace.or(settings).unwrap_or_default(),
+            state: OpState::Running,
+            by: by.to_owned(),
+            because: because.chars().take(BECAUSE_MAX).collect(),
+            request,
+            created_ms: self.clock.wall_ms,
+            ended_ms: 0,
+            total,
+            total_bytes,
+            result: String::new(),
+        }
+    }
+}

@@ -1,0 +1,244 @@
+//! What one shard is going through for an operation: the next step, from how it is now.
+use super::*;
+
+impl Node {
+    pub(super) fn tend_tasks(&mut self, state: &mut dyn State, effects: &mut Effects) {
+        let now = self.clock.now;
+        let Some(directory) = &self.directory else { return };
+        let tasks: Vec<(Task, bool)> = directory
+            .ledger
+            .tasks
+            .values()
+            .map(|task| {
+                let op = directory.ledger.ops.get(&task.op);
+                (task.clone(), op.is_none_or(|op| op.state.is_over()))
+            })
+            .collect();
+        self.conductor
+            .frozen_since
+            .retain(|shard, _| tasks.iter().any(|(task, _)| task.shard == *shard));
+        for (task, is_off) in tasks {
+            if let TaskStep::Merge { right } = task.step
+                && self.map.shard(right).is_some_and(|right| right.frozen.is_some())
+            {
+                // A frozen shard serves nobody: a merge that does not come about at once is given up.
+                let since = *self.conductor.frozen_since.entry(task.shard).or_insert(now);
+                if !is_off && now.since(since) > FROZEN_FOR {
+                    let why = self
+                        .conductor
+                        .trouble
+                        .get(&task.shard)
+                        .map(|trouble| trouble.text.clone());
+                    let why = why.unwrap_or_else(|| "the left shard did not answer".to_owned());
+                    self.turn(
+                        task.op,
+                        OpState::Failed,
+                        format!("given up, {right} serves again: {why}"),
+                    );
+                }
+            }
+            let rests = self
+                .conductor
+                .trouble
+                .get(&task.shard)
+                .is_some_and(|trouble| now.since(trouble.at) < RETRY_AFTER);
+            if rests || self.is_asked(task.shard) {
+                continue;
+            }
+            let next = match task.step {
+                TaskStep::Swap { add, remove } => self.next_of_swap(&task, add, remove, is_off),
+                TaskStep::Merge { right } => self.next_of_merge(&task, right, is_off),
+            };
+            match next {
+                Next::Ask(request) => self.conductor_ask(task.shard, AskedKind::Task, *request, state, effects),
+                Next::Wait => {}
+                Next::End => {
+                    self.conductor.trouble.remove(&task.shard);
+                    if let TaskStep::Swap {
+                        add: Some((to, _)),
+                        remove: Some(from),
+                    } = task.step
+                    {
+                        let at_ms = now.since(Time(0)).as_millis();
+                        self.conductor.recent.push_back(RecentMove {
+                            shard: task.shard,
+                            what: Moved::Replica,
+                            from,
+                            to,
+                            at_ms,
+                        });
+                        while self.conductor.recent.len() > RECENT_MAX {
+                            self.conductor.recent.pop_front();
+                        }
+                    }
+                    self.ledger(LedgerCommand::End {
+                        shard: task.shard,
+                        op: task.op,
+                    });
+                }
+            }
+        }
+    }
+
+    /// Learners that belong to no task: of a shard that was split while a copy was made, or of a tool that gave up.
+    pub(super) fn remove_strays(&mut self, state: &mut dyn State, effects: &mut Effects) {
+        let now = self.clock.now;
+        let Some(directory) = &self.directory else { return };
+        let tasks = &directory.ledger.tasks;
+        let mut strays = Vec::new();
+        for shard in self.map.shards() {
+            if tasks.contains_key(&shard.id) || shard.is_joint() || shard.frozen.is_some() {
+                continue;
+            }
+            let voters = shard.replicas.iter().filter(|replica| replica.role.votes()).count();
+            let service = directory.map.services.get(shard.range.service());
+            let wanted = service.map_or(3, |service| service.replicas as usize);
+            let learner = shard
+                .replicas
+                .iter()
+                .find(|replica| replica.role == ReplicaRole::Learner);
+            if let Some(learner) = learner.filter(|_| voters >= wanted) {
+                strays.push((shard.id, shard.epoch, learner.id));
+            }
+        }
+        let known = &mut self.conductor.strays;
+        known.retain(|key, _| strays.iter().any(|(shard, _, id)| *key == (*shard, *id)));
+        let mut due = Vec::new();
+        for (shard, epoch, id) in strays {
+            let since = *known.entry((shard, id)).or_insert(now);
+            if now.since(since) >= STRAY_FOR {
+                known.insert((shard, id), now);
+                due.push((shard, epoch, id));
+            }
+        }
+        for (shard, epoch, replica) in due {
+            if self.is_asked(shard) {
+                continue;
+            }
+            let request = Request::ChangeReplicas {
+                shard,
+                epoch,
+                changes: vec![ReplicaChange::Remove { replica }],
+                id: step_id(OpId(0), shard, epoch),
+            };
+            self.conductor_ask(shard, AskedKind::Task, request, state, effects);
+        }
+    }
+
+    pub(super) fn next_of_swap(
+        &self,
+        task: &Task,
+        add: Option<(NodeId, ReplicaId)>,
+        remove: Option<NodeId>,
+        is_off: bool,
+    ) -> Next {
+        let Some(shard) = self.map.shard(task.shard) else {
+            return if self.map.absorber(task.shard).is_some() {
+                Next::End
+            } else {
+                Next::Wait
+            };
+        };
+        if shard.is_joint() || shard.frozen.is_some() {
+            return Next::Wait;
+        }
+        let change = |changes: Vec<ReplicaChange>| {
+            Next::Ask(Box::new(Request::ChangeReplicas {
+                shard: shard.id,
+                epoch: shard.epoch,
+                changes,
+                id: step_id(task.op, shard.id, shard.epoch),
+            }))
+        };
+        let by_id = add.and_then(|(_, replica)| shard.replica(replica));
+        // A learner that somebody left there does as well.
+        let left_there = add.and_then(|(node, _)| shard.replica_on(node));
+        let added = by_id.or_else(|| left_there.filter(|there| there.role == ReplicaRole::Learner));
+        let removed = remove.and_then(|node| shard.replica_on(node));
+        // A swap's votes change hands in one step: once the new copy votes, the old one does not, and only goes.
+        let is_swapped = added.is_some_and(|added| added.role == ReplicaRole::Voter);
+        if is_off && !is_swapped {
+            return match added {
+                Some(added) => change(vec![ReplicaChange::Remove { replica: added.id }]),
+                None => match removed {
+                    // Given up between losing its vote and going: it goes, or it would be a learner for ever.
+                    Some(removed) if removed.role == ReplicaRole::Learner => {
+                        change(vec![ReplicaChange::Remove { replica: removed.id }])
+                    }
+                    _ => Next::End,
+                },
+            };
+        }
+        match (add, added) {
+            (Some((node, replica)), None) => {
+                // There already; or it was there and somebody removed it, and its id must not come back.
+                if shard.replica_on(node).is_some() || replica <= shard.newest_replica {
+                    return Next::End;
+                }
+                change(vec![ReplicaChange::AddLearner { node, replica }])
+            }
+            (Some(_), Some(added)) if added.role == ReplicaRole::Learner => {
+                let mut changes = vec![ReplicaChange::Promote { replica: added.id }];
+                if let Some(removed) = removed.filter(|removed| removed.role == ReplicaRole::Voter) {
+                    changes.push(ReplicaChange::Demote { replica: removed.id });
+                }
+                change(changes)
+            }
+            _ => match removed {
+                Some(removed) => change(vec![ReplicaChange::Remove { replica: removed.id }]),
+                None => Next::End,
+            },
+        }
+    }
+
+    pub(super) fn next_of_merge(&self, task: &Task, right: ShardId, is_off: bool) -> Next {
+        let Some(left) = self.map.shard(task.shard) else {
+            return if self.map.absorber(task.shard).is_some() {
+                Next::End
+            } else {
+                Next::Wait
+            };
+        };
+        let Some(right) = self.map.shard(right) else {
+            return Next::End;
+        };
+        let id = step_id(task.op, right.id, Epoch(left.epoch.0 ^ right.epoch.0 << 24));
+        let ask = |request| Next::Ask(Box::new(request));
+        match right.frozen {
+            Some(frozen) if frozen.into != left.id => Next::Wait,
+            Some(frozen) if frozen.left_epoch == left.epoch && !is_off => ask(Request::MergeShards {
+                left: left.id,
+                left_epoch: left.epoch,
+                right: Box::new(right.clone()),
+                id,
+            }),
+            // Given up, or the left one has moved on: first make sure that the merge can't happen any more.
+            Some(frozen) if frozen.left_epoch >= left.epoch => ask(Request::BumpEpoch {
+                shard: left.id,
+                epoch: left.epoch,
+                id,
+            }),
+            Some(_) => ask(Request::ThawShard {
+                shard: right.id,
+                proof: Box::new(left.clone()),
+                id,
+            }),
+            None if is_off => Next::End,
+            None if left.range.end != right.range.start || left.settled_nodes() != right.settled_nodes() => Next::End,
+            None => {
+                // A freeze stops the shard: not before everybody who has to confirm it is there.
+                let absent = right.replicas.iter().find(|replica| !self.is_up(replica.node));
+                if absent.is_some() || left.is_joint() || right.is_joint() || left.frozen.is_some() {
+                    return Next::Wait;
+                }
+                ask(Request::FreezeShard {
+                    shard: right.id,
+                    epoch: right.epoch,
+                    into: left.id,
+                    left_epoch: left.epoch,
+                    id,
+                })
+            }
+        }
+    }
+}

@@ -1,0 +1,239 @@
+//! Committed entries to rows and answers, in the order of the log.
+use super::*;
+
+impl Node {
+    pub(super) fn apply(
+        &mut self,
+        replica: &mut Replica,
+        entry: &Committed,
+        seq: LogSeq,
+        batch: &mut LogBatch,
+        state: &mut dyn State,
+        effects: &mut Effects,
+    ) -> Result<(), StateError> {
+        let shard = replica.shard.id;
+        let (ours, lost) = replica.take_proposed(entry.index, entry.term);
+        for waiting in lost {
+            let hint = self.hint_of(replica);
+            self.reply(waiting, Response::Error(replica::not_leader()), hint, None, effects);
+        }
+        if !entry.data.is_empty() {
+            let payload = Payload::decode(&entry.data)
+                .map_err(|error| StateError::Io(format!("entry {} of {shard}: {error}", entry.index)))?;
+            if replica.shard.frozen.is_none() {
+                // Behind a freeze nothing changes: copies are taken over at different indexes.
+                replica.shard_time_ms += payload.elapsed_ms;
+            }
+            let context = Context {
+                shard,
+                wall_ms: payload.wall_ms,
+                shard_time_ms: replica.shard_time_ms,
+            };
+            let mut waiters = ours.unwrap_or_default().into_iter();
+            for command in &payload.commands {
+                let waiting = waiters.next();
+                let applied = match (command, &entry.config) {
+                    (Command::ChangeReplicas { .. } | Command::LeaveJoint, _) => {
+                        self.apply_change(replica, entry, command, waiting, effects);
+                        continue;
+                    }
+                    (Command::Merge { left_epoch, right, .. }, _) => {
+                        let merged = self.apply_merge(replica, *left_epoch, right, seq, batch, state, effects)?;
+                        if replica.stalled {
+                            return Ok(());
+                        }
+                        (merged, None)
+                    }
+                    _ => self.apply_command(replica, entry, command, context, state, effects)?,
+                };
+                if let Some(waiting) = waiting {
+                    let (response, hint) = applied;
+                    self.reply(waiting, response, hint, None, effects);
+                }
+            }
+        }
+        replica.set_applied(entry.index, entry.term);
+        Ok(())
+    }
+
+    /// A planted bug: the entry's writes take effect once more, as if nobody remembered their request ids.
+    pub(super) fn apply_again(
+        &mut self,
+        replica: &Replica,
+        entry: &Committed,
+        state: &mut dyn State,
+    ) -> Result<(), StateError> {
+        let Ok(payload) = Payload::decode(&entry.data) else {
+            return Ok(());
+        };
+        for command in payload.commands {
+            let Command::Write(mut write) = command else { continue };
+            write.id.0 ^= 1;
+            let context = Context {
+                shard: replica.shard.id,
+                wall_ms: payload.wall_ms,
+                shard_time_ms: replica.shard_time_ms,
+            };
+            if replica.shard.range.contains(&Position::new(&write.service, &write.key)) {
+                let _ = machine::apply(&write, context, state)?;
+            }
+        }
+        Ok(())
+    }
+
+    pub(super) fn apply_command(
+        &mut self,
+        replica: &mut Replica,
+        entry: &Committed,
+        command: &Command,
+        context: Context,
+        state: &mut dyn State,
+        effects: &mut Effects,
+    ) -> Result<(Response, Option<Box<RouteHint>>), StateError> {
+        let response = match command {
+            Command::Write(write) => {
+                let position = Position::new(&write.service, &write.key);
+                if replica.shard.frozen.is_some() {
+                    return Ok((Response::Error(merge::frozen(&replica.shard)), None));
+                }
+                if !replica.shard.range.contains(&position) && !self.lingers(replica.shard.id, &position) {
+                    let text = format!("{} no longer holds {position}; nothing was changed", replica.shard.id);
+                    let hint = self.hint_for(&position);
+                    return Ok((Response::Error(WireError::new(Code::StaleRoute, text)), hint));
+                }
+                let (outcome, delta) = machine::apply(write, context, state)?;
+                replica.entities = replica.entities.saturating_add_signed(delta.entities);
+                replica.bytes = replica.bytes.saturating_add_signed(delta.bytes);
+                outcome.map_or_else(Response::Error, Response::Written)
+            }
+            Command::Split { epoch, at, child, .. } => self.apply_split(replica, *epoch, at, *child, effects),
+            Command::Freeze {
+                epoch,
+                into,
+                left_epoch,
+                ..
+            } => self.apply_freeze(replica, entry, *epoch, *into, *left_epoch, effects),
+            Command::Thaw { proof, .. } => self.apply_thaw(replica, proof, effects),
+            Command::BumpEpoch { epoch, .. } => self.apply_bump(replica, *epoch),
+            Command::ChangeReplicas { .. } | Command::LeaveJoint | Command::Merge { .. } => {
+                return Err(StateError::Io("applied elsewhere".to_owned()));
+            }
+            Command::Directory(command) => {
+                let Some(directory) = self.directory.as_mut() else {
+                    return Err(StateError::Io("a directory command outside the directory".to_owned()));
+                };
+                let response = directory.apply(command, state);
+                if let Response::Registered(node) = &response {
+                    effects.push(Effect::Event(Event::Registered { node: node.id }));
+                }
+                let directory = self.directory.take().expect("set above");
+                self.learn_directory(&directory);
+                self.directory = Some(directory);
+                response
+            }
+        };
+        Ok((response, None))
+    }
+
+    pub(super) fn apply_split(
+        &mut self,
+        replica: &mut Replica,
+        epoch: Epoch,
+        at: &Position,
+        child: ShardId,
+        effects: &mut Effects,
+    ) -> Response {
+        if let Some(done) = self.split_done(&replica.shard, at, child) {
+            return done;
+        }
+        if replica.shard.epoch != epoch {
+            return Response::Error(stale_epoch(&replica.shard, epoch));
+        }
+        if let Some(error) = busy(&replica.shard) {
+            return Response::Error(error);
+        }
+        let Some((left, right)) = replica.shard.range.split(at) else {
+            return Response::Error(bad_split(&replica.shard, at));
+        };
+        self.let_linger(replica.shard.id, &right);
+        let epoch = Epoch(replica.shard.epoch.0 + 1);
+        let right = ShardDescriptor {
+            id: child,
+            range: right,
+            epoch,
+            replicas: replica.shard.replicas.clone(),
+            frozen: None,
+            newest_replica: replica.shard.newest_replica,
+            absorbed: Vec::new(),
+        };
+        replica.shard.range = left;
+        replica.shard.epoch = epoch;
+        replica.dirty = true;
+        let left = replica.shard.clone();
+        // Totals are estimated until somebody counts: counting here would stop the shard for as long as it takes.
+        let (entities, bytes) = (replica.entities / 2, replica.bytes / 2);
+        replica.entities -= entities;
+        replica.bytes -= bytes;
+
+        let known = self.replicas.remove(&child);
+        let born = known.as_ref().is_some_and(Replica::is_initialized);
+        match (known, left.replica_on(self.config.node).map(|r| r.id)) {
+            (Some(known), _) if born => {
+                self.replicas.insert(child, known);
+            }
+            (_, Some(id)) if self.floors.get(&child).is_some_and(|&floor| floor >= id) => {}
+            (known, Some(id)) => {
+                let mut orphan = self.orphans.remove(&child).unwrap_or_default();
+                if let Some(known) = known {
+                    // It was made by a peer's message and may have voted.
+                    orphan.hard_state = Some(known.log().hard_state.clone());
+                }
+                let mut meta = replica::first_meta(right.clone(), replica.shard_time_ms);
+                meta.entities = entities;
+                meta.bytes = bytes;
+                self.add_replica(meta, id, orphan);
+                self.unsaved_births.insert(child);
+                // A checkpoint under way has it as it was before.
+                self.checkpointing.retain(|&shard| shard != child);
+                replica.must_keep_commit = true;
+                if replica.is_leader()
+                    && let Some(child) = self.replicas.get_mut(&child)
+                {
+                    child.campaign();
+                }
+            }
+            (None, None) | (Some(_), None) => {}
+        }
+        self.unknown_since.remove(&child);
+        self.map.learn_shard(&left);
+        self.map.learn_shard(&right);
+        self.last_report = Time(0);
+        let (mine, others): (Vec<_>, Vec<_>) = self.stash.drain(..).partition(|(_, _, raft)| raft.shard == child);
+        self.stash = others.into();
+        for (_, from, raft) in mine {
+            self.raft_received(from, raft, effects);
+        }
+        effects.push(Effect::Event(Event::Split {
+            left: left.clone(),
+            right: right.clone(),
+        }));
+        Response::Split {
+            left: Box::new(left),
+            right: Box::new(right),
+        }
+    }
+
+    /// The answer to a split that has happened already.
+    pub(in crate::daemon::core) fn split_done(
+        &self,
+        left: &ShardDescriptor,
+        at: &Position,
+        child: ShardId,
+    ) -> Option<Response> {
+        let right = self.map.shard(child).filter(|right| right.range.start == *at)?;
+        (left.range.end <= *at).then(|| Response::Split {
+            left: Box::new(left.clone()),
+            right: Box::new(right.clone()),
+        })
+    }
+}

@@ -1,0 +1,211 @@
+//! Snapshots in and out; checkpoints; stopping.
+use super::*;
+
+impl Node {
+    pub(super) fn snapshot_received(
+        &mut self,
+        from: NodeId,
+        raft: RaftMessage,
+        rows: Vec<Row>,
+        state: &mut dyn State,
+        effects: &mut Effects,
+    ) {
+        let snapshot = raft.message.get_snapshot();
+        let manifest: SnapshotManifest = match codec::decode(&snapshot.data) {
+            Ok(manifest) => manifest,
+            Err(_) => return self.drop_message(from, "a snapshot without a manifest", effects),
+        };
+        if manifest.shard.id != raft.shard
+            || manifest
+                .shard
+                .replica(raft.to)
+                .is_none_or(|r| r.node != self.config.node)
+        {
+            return self.drop_message(from, "a snapshot for somebody else", effects);
+        }
+        if self.condemned.contains_key(&raft.shard) {
+            return self.drop_message(from, "for a replica that is being destroyed", effects);
+        }
+        let at = (snapshot.metadata.index, snapshot.metadata.term);
+        let Some(replica) = self
+            .replicas
+            .get_mut(&raft.shard)
+            .filter(|replica| replica.id == raft.to)
+        else {
+            return self.drop_message(from, "a snapshot for a replica that is not here", effects);
+        };
+        if replica.is_installing() {
+            return self.drop_message(from, "a snapshot while another one is installed", effects);
+        }
+        let start = replica.shard.range.start.clone();
+        // What is ready is taken first: Raft must have nothing else in hand when it takes a snapshot.
+        self.touched.insert(raft.shard);
+        self.settle_replicas(state, effects);
+        if self.unsaved_births.iter().any(|&child| child != raft.shard) {
+            // This may be their parent: its snapshot takes the place of the log entries that make them.
+            self.checkpoint_soon = true;
+            return self.drop_message(from, "a snapshot before a split is checkpointed", effects);
+        }
+        let taken_over = match self.taken_over_by(&manifest.shard) {
+            Ok(shards) => shards,
+            Err(why) => return self.drop_message(from, why, effects),
+        };
+        if self.has_freeze_already(&manifest.shard) {
+            return self.drop_message(from, "a snapshot of a freeze that the log has", effects);
+        }
+        let Some(replica) = self.replicas.get_mut(&raft.shard) else {
+            return;
+        };
+        replica.log_from = LogSeq(self.next_seq.0 - 1);
+        let also = taken_over.iter().filter_map(|id| self.replicas.get(id));
+        let clear = also.clone().map(|replica| replica.shard.range.clone()).collect();
+        let mut also: Vec<ReplicaMeta> = also.map(|replica| self.destroyed_meta(replica)).collect();
+        let is_absorber = |id: &ShardId| *id == raft.shard || taken_over.contains(id);
+        also.extend(
+            self.absorbed_metas
+                .iter()
+                .filter(|(absorber, _)| is_absorber(absorber))
+                .map(|(_, meta)| meta.clone()),
+        );
+        let dead: Vec<ShardId> = also.iter().map(|meta| meta.shard.id).collect();
+        // Out of the way while Raft is asked; back if it does not want the snapshot.
+        let mut aside = Vec::new();
+        for id in &taken_over {
+            aside.extend(self.replicas.remove(id));
+        }
+        let Some(replica) = self.replicas.get_mut(&raft.shard) else {
+            return;
+        };
+        let incoming = Incoming {
+            manifest,
+            rows,
+            snapshot: at,
+            also,
+            clear,
+        };
+        let log_from_before = replica.log_from;
+        replica.offer_snapshot(from, raft.message, incoming);
+        self.touched.insert(raft.shard);
+        self.settle_replicas(state, effects);
+        let Some(replica) = self.replicas.get_mut(&raft.shard) else {
+            return;
+        };
+        replica.incoming = None;
+        debug_assert_eq!(replica.log_from, log_from_before);
+        if !replica.is_installing() {
+            self.replicas
+                .extend(aside.into_iter().map(|replica| (replica.shard.id, replica)));
+        } else {
+            for dead in aside {
+                self.forget(dead, "a snapshot of the shard that took over its keys", effects);
+            }
+            self.absorbed_metas.retain(|(_, meta)| !dead.contains(&meta.shard.id));
+            self.installs.insert(raft.shard, dead);
+            let Some(replica) = self.replicas.get_mut(&raft.shard) else {
+                return;
+            };
+            if self.by_start.get(&start) == Some(&raft.shard) {
+                self.by_start.remove(&start);
+            }
+            self.by_start.insert(replica.shard.range.start.clone(), raft.shard);
+            let shard = replica.shard.clone();
+            self.map.learn_shard(&shard);
+        }
+    }
+
+    pub(super) fn start_snapshots(&mut self, effects: &mut Effects) {
+        let now = self.clock.now;
+        let mut sending: usize = self.replicas.values().map(|replica| replica.sending.len()).sum();
+        for replica in self.replicas.values_mut() {
+            replica.allow_snapshots(sending < SNAPSHOTS_AT_ONCE);
+            let before = replica.sending.len();
+            replica.take_snapshots(now, effects);
+            sending += replica.sending.len() - before;
+        }
+    }
+
+    pub(super) fn maybe_checkpoint(&mut self, effects: &mut Effects) {
+        let now = self.clock.now;
+        let due = self.checkpoint_soon
+            || now.since(self.last_checkpoint) >= self.config.checkpoint_every
+            || self.log_bytes >= CHECKPOINT_BYTES;
+        if due && !self.checkpoint_running {
+            self.last_checkpoint = now;
+            self.checkpoint_soon = false;
+            self.checkpoint(effects);
+        }
+    }
+
+    pub(super) fn checkpoint(&mut self, effects: &mut Effects) {
+        self.log_bytes = 0;
+        let mut replicas = Vec::new();
+        let mut again = Vec::new();
+        for (absorber, _) in &self.absorbed_metas {
+            if let Some(replica) = self.replicas.get_mut(absorber) {
+                replica.dirty = true;
+            }
+        }
+        for replica in self.replicas.values_mut().filter(|replica| !replica.is_installing()) {
+            if replica.dirty {
+                replica.dirty = false;
+                replicas.push(replica.meta());
+            }
+            if replica.applied() == replica.applied_at_checkpoint {
+                // Entries that don't get committed hold back the log: write them again, further on.
+                again.extend(replica.unapplied());
+            }
+            replica.applied_at_checkpoint = replica.applied();
+        }
+        if !again.is_empty() {
+            let seq = self.next_seq;
+            self.next_seq = LogSeq(seq.0 + 1);
+            effects.push(Effect::Persist {
+                seq,
+                batch: LogBatch { shards: again },
+            });
+        }
+        // An absorbed copy's end is one transaction with its absorber's beginning.
+        let saved: BTreeSet<ShardId> = replicas.iter().map(|meta: &ReplicaMeta| meta.shard.id).collect();
+        let (with, rest) = std::mem::take(&mut self.absorbed_metas)
+            .into_iter()
+            .partition(|(absorber, _)| saved.contains(absorber));
+        self.absorbed_metas = rest;
+        let with: Vec<(ShardId, ReplicaMeta)> = with;
+        replicas.extend(with.into_iter().map(|(_, meta)| meta));
+        if !replicas.is_empty() {
+            self.checkpoint_running = true;
+            self.checkpointing = replicas.iter().map(|meta| meta.shard.id).collect();
+            effects.push(Effect::Checkpoint { replicas });
+        }
+    }
+
+    pub(super) fn hand_over_leaderships(&mut self) {
+        let alive = self.alive();
+        for (&shard, replica) in self.replicas.iter_mut().filter(|(_, replica)| replica.is_leader()) {
+            if let Some(successor) = replica.successor(&alive) {
+                replica.transfer(successor.id);
+                self.touched.insert(shard);
+            }
+        }
+    }
+
+    pub(super) fn maybe_stop(&mut self, effects: &mut Effects) {
+        let Some(since) = self.stopping else { return };
+        let alive = self.alive();
+        let leads = self
+            .replicas
+            .values()
+            .any(|replica| replica.is_leader() && replica.successor(&alive).is_some());
+        let busy = self.replicas.values().any(|replica| !replica.is_idle());
+        let late = self.clock.now.since(since) > STOP_TIMEOUT;
+        if (!leads && !busy) || late {
+            self.stopped = true;
+            effects.push(Effect::Stopped);
+        }
+    }
+
+    pub(super) fn halt(&mut self, reason: String, effects: &mut Effects) {
+        self.stopped = true;
+        effects.push(Effect::Halt { reason });
+    }
+}

@@ -1,0 +1,252 @@
+//! What other nodes say: reports, Raft messages, requests handed on.
+use super::*;
+
+impl Node {
+    pub(super) fn heard_from(&mut self, from: NodeId, effects: &mut Effects) {
+        self.heard.insert(from, self.clock.now);
+        if self.silent.remove(&from) {
+            effects.push(Effect::Event(Event::Peer {
+                node: from,
+                alive: true,
+            }));
+        }
+    }
+
+    pub(super) fn connection(&mut self, peer: NodeId, up: bool, effects: &mut Effects) {
+        if up {
+            self.connected.insert(peer);
+            self.last_report = Time(0);
+            return;
+        }
+        self.connected.remove(&peer);
+        for replica in self.replicas.values_mut() {
+            replica.unreachable(peer);
+        }
+        let lost: Vec<u64> = self
+            .forwards
+            .iter()
+            .filter(|(_, f)| f.to == peer)
+            .map(|(&id, _)| id)
+            .collect();
+        for id in lost {
+            let Some(forwarded) = self.forwards.remove(&id) else {
+                continue;
+            };
+            let response = if forwarded.is_write {
+                outcome_unknown(forwarded.waiting.id)
+            } else {
+                Response::Error(WireError::new(
+                    Code::NoLeader,
+                    format!("{peer} went away; nothing was done"),
+                ))
+            };
+            self.reply(forwarded.waiting, response, None, None, effects);
+        }
+    }
+
+    pub(super) fn watch_peers(&mut self, effects: &mut Effects) {
+        let now = self.clock.now;
+        for (&peer, &heard) in &self.heard {
+            if now.since(heard) > PEER_SILENT_AFTER && self.silent.insert(peer) {
+                effects.push(Effect::Event(Event::Peer {
+                    node: peer,
+                    alive: false,
+                }));
+            }
+        }
+    }
+
+    /// Nodes heard from lately.
+    pub(in crate::daemon::core) fn alive(&self) -> BTreeSet<NodeId> {
+        let now = self.clock.now;
+        self.heard
+            .iter()
+            .filter(|&(_, &heard)| now.since(heard) <= PEER_SILENT_AFTER)
+            .map(|(&node, _)| node)
+            .collect()
+    }
+
+    pub(super) fn report(&mut self, effects: &mut Effects) {
+        let led = self.replicas.values().filter(|replica| replica.is_leader());
+        let leads = led.clone().map(|replica| (replica.shard.id, replica.term())).collect();
+        let news = led
+            .filter(|r| r.kept_in <= self.persisted)
+            .filter(|r| {
+                self.directory_epochs
+                    .get(&r.shard.id)
+                    .is_none_or(|&known| known < r.shard.epoch)
+            })
+            .map(|replica| replica.shard.clone())
+            .take(NEWS_MAX)
+            .collect();
+        let report = Report {
+            node: self.config.node,
+            store_id: self.config.store_id,
+            address: self.config.address.clone(),
+            version: self.config.version.clone(),
+            map_version: self.map.version,
+            leads,
+            news,
+            frozen: self.frozen_here(),
+            load: None,
+        };
+        let directory = self.replicas.get(&DIRECTORY_SHARD).and_then(Replica::leader);
+        let directory = directory.or_else(|| self.map.leader(DIRECTORY_SHARD).map(|(_, node)| node));
+        for &node in self.map.nodes.keys().filter(|&&node| node != self.config.node) {
+            let load = (directory == Some(node)).then(|| self.own_load());
+            effects.push(Effect::Send {
+                to: node,
+                message: Message::Report(Report { load, ..report.clone() }),
+            });
+        }
+    }
+
+    pub(super) fn received(&mut self, from: NodeId, message: Message, state: &mut dyn State, effects: &mut Effects) {
+        match message {
+            Message::Raft(raft) => self.raft_received(from, raft, effects),
+            Message::Forward {
+                id,
+                hops,
+                timeout_ms,
+                principal,
+                request,
+            } => {
+                if !self.forwards_seen.entry(from).or_default().is_new(id) {
+                    return self.drop_message(from, "a request that was handed on before", effects);
+                }
+                let waiter = Waiter::Peer { node: from, id };
+                let waiting = Waiting {
+                    waiter,
+                    deadline: self.deadline(timeout_ms),
+                    id: RequestId(0),
+                };
+                self.asked(waiting, principal, request, hops, state, effects);
+            }
+            Message::ForwardReply { id, response, hint } => {
+                if let Some(hint) = &hint {
+                    self.learn_hint(hint);
+                }
+                if let Some(forwarded) = self.forwards.remove(&id) {
+                    if let Response::Error(WireError {
+                        code: Code::LeaderChanged | Code::NoLeader,
+                        ..
+                    }) = &response
+                    {
+                        self.counters
+                            .entry("forward_retry")
+                            .and_modify(|n| *n += 1)
+                            .or_insert(1);
+                    }
+                    self.reply(forwarded.waiting, response, hint, None, effects);
+                }
+            }
+            Message::Report(report) => self.reported(from, &report, effects),
+            Message::Map(view) => {
+                for shard in view.shards.iter().filter(|_| view.version > 0) {
+                    let known = self.directory_epochs.entry(shard.id).or_default();
+                    *known = shard.epoch.max(*known);
+                }
+                self.map.learn(&view);
+                if view.version > 0 {
+                    self.told.learn(&view);
+                }
+            }
+        }
+    }
+
+    pub(super) fn learn_hint(&mut self, hint: &RouteHint) {
+        self.map.learn_shard(&hint.shard);
+        if let Some((term, node)) = hint.leader {
+            self.map.learn_leader(hint.shard.id, term, node);
+        }
+    }
+
+    pub(super) fn raft_received(&mut self, from: NodeId, raft: RaftMessage, effects: &mut Effects) {
+        let shard = raft.shard;
+        let votes = matches!(
+            raft.message.msg_type,
+            MessageType::MsgRequestVote | MessageType::MsgRequestPreVote
+        );
+        if votes && self.clock.now < self.vote_from {
+            return self.drop_message(from, "a vote was asked for just after the start", effects);
+        }
+        if raft.message.from != raft.from.0 || raft.message.to != raft.to.0 {
+            return self.drop_message(from, "names inside and outside differ", effects);
+        }
+        if self.condemned.contains_key(&shard) || self.burying.contains(&shard) {
+            return self.drop_message(from, "for a replica that is being destroyed", effects);
+        }
+        if let Some(replica) = self.replicas.get_mut(&shard) {
+            if replica.id != raft.to {
+                return self.drop_message(from, "for another replica of this shard", effects);
+            }
+            if replica
+                .shard
+                .replica(raft.from)
+                .is_some_and(|sender| sender.node != from)
+            {
+                return self.drop_message(from, "from a replica of another node", effects);
+            }
+            match replica.receive(from, raft.message) {
+                Ok(()) => {
+                    self.touched.insert(shard);
+                }
+                Err(why) => self.drop_message(from, why, effects),
+            }
+            return;
+        }
+        if self.floors.get(&shard).is_some_and(|&floor| raft.to <= floor) {
+            return self.drop_message(from, "for a replica that was removed", effects);
+        }
+        // Perhaps the split that makes this shard is about to be applied here.
+        let now = self.clock.now;
+        let since = *self.unknown_since.entry(shard).or_insert(now);
+        let from_leader = matches!(
+            raft.message.msg_type,
+            MessageType::MsgAppend | MessageType::MsgHeartbeat
+        );
+        // A split's child has the same replica ids as its parent.
+        let may_be_born = self.replicas.values().any(|replica| replica.id == raft.to);
+        if (now.since(since) > STASH_FOR || !may_be_born) && from_leader {
+            // It is not: this node is to get the shard by snapshot.
+            self.unknown_since.remove(&shard);
+            let mut meta = replica::empty_meta(shard);
+            // What the log has of an earlier copy does not count for this one.
+            meta.log_from = LogSeq(self.next_seq.0 - 1);
+            meta.shard.replicas = vec![ReplicaDescriptor {
+                node: self.config.node,
+                id: raft.to,
+                role: ReplicaRole::Learner,
+            }];
+            let orphan = self.orphans.remove(&shard).unwrap_or_default();
+            self.add_replica(
+                meta,
+                raft.to,
+                Orphan {
+                    hard_state: orphan.hard_state,
+                    entries: Vec::new(),
+                },
+            );
+            if let Some(replica) = self.replicas.get_mut(&shard) {
+                replica.made_at = raft.epoch;
+            }
+            effects.push(Effect::Event(Event::ReplicaCreated {
+                shard,
+                replica: raft.to,
+            }));
+            return self.raft_received(from, raft, effects);
+        }
+        if self.unknown_since.len() > STASH_MESSAGES_MAX {
+            self.unknown_since.pop_first();
+        }
+        if self.stash.len() >= STASH_MESSAGES_MAX {
+            self.stash.pop_front();
+        }
+        self.stash.push_back((now, from, raft));
+    }
+
+    pub(super) fn drop_message(&mut self, from: NodeId, why: &'static str, effects: &mut Effects) {
+        *self.counters.entry("dropped_messages").or_default() += 1;
+        effects.push(Effect::Event(Event::Dropped { from, why }));
+    }
+}

@@ -1,0 +1,143 @@
+//! The directory as this node takes part in it: what it learns, tells, proposes.
+use super::*;
+
+impl Node {
+    pub(super) fn reported(&mut self, from: NodeId, report: &Report, effects: &mut Effects) {
+        for &(shard, term) in &report.leads {
+            self.map.learn_leader(shard, term, from);
+        }
+        for shard in &report.news {
+            self.map.learn_shard(shard);
+        }
+        let heard = self.frozen_heard.entry(from).or_default();
+        if *heard != report.frozen {
+            heard.clone_from(&report.frozen);
+            self.unpark = true;
+        }
+        if let Some(load) = &report.load {
+            self.load_reported(from, load.clone());
+        }
+        if !self.leads_directory() {
+            return;
+        }
+        let Some(directory) = &self.directory else { return };
+        let known = directory.map.nodes.get(&report.node).cloned();
+        let news: Vec<ShardDescriptor> = report
+            .news
+            .iter()
+            .filter(|shard| !directory.knows(shard))
+            .cloned()
+            .collect();
+        if directory.map.version > report.map_version {
+            let view = directory.map.view();
+            effects.push(Effect::Send {
+                to: from,
+                message: Message::Map(view),
+            });
+        }
+        if let Some(mut info) = known {
+            let changed = info.store_id != report.store_id
+                || info.address != report.address
+                || info.version != report.version
+                || matches!(info.membership, Membership::Pending | Membership::Joining);
+            if changed {
+                info.store_id = report.store_id;
+                info.address.clone_from(&report.address);
+                info.version.clone_from(&report.version);
+                self.propose_own(report.node.0, DirectoryCommand::Register(info));
+            }
+        }
+        if !news.is_empty() {
+            self.propose_own(1 << 40 | report.node.0, DirectoryCommand::LearnShards(news));
+        }
+    }
+
+    /// What the directory's leader does every second by itself.
+    pub(super) fn tend_directory(&mut self) {
+        if !self.leads_directory() {
+            return;
+        }
+        let Some(directory) = &self.directory else { return };
+        if directory.map.nodes.is_empty() {
+            let (services, shards) = self.founding();
+            let nodes = self.config.founders.clone();
+            return self.propose_own(
+                0,
+                DirectoryCommand::Found {
+                    nodes,
+                    services,
+                    shards,
+                },
+            );
+        }
+        let me = self.config.node;
+        if let Some(known) = directory.map.nodes.get(&me) {
+            let mut info = known.clone();
+            info.store_id = self.config.store_id;
+            info.address.clone_from(&self.config.address);
+            info.version.clone_from(&self.config.version);
+            if matches!(info.membership, Membership::Pending | Membership::Joining) {
+                info.membership = Membership::Active;
+            }
+            if info != *known {
+                self.propose_own(me.0, DirectoryCommand::Register(info));
+            }
+        }
+        let Some(directory) = &self.directory else { return };
+        let news: Vec<ShardDescriptor> = self
+            .replicas
+            .values()
+            .filter(|replica| replica.is_leader() && !directory.knows(&replica.shard))
+            .filter(|replica| replica.kept_in <= self.persisted)
+            .map(|replica| replica.shard.clone())
+            .take(NEWS_MAX)
+            .collect();
+        if !news.is_empty() {
+            self.propose_own(1 << 40 | me.0, DirectoryCommand::LearnShards(news));
+        }
+    }
+
+    pub(in crate::daemon::core) fn leads_directory(&self) -> bool {
+        self.replicas.get(&DIRECTORY_SHARD).is_some_and(Replica::is_leader)
+    }
+
+    pub(super) fn propose_own(&mut self, topic: u64, command: DirectoryCommand) {
+        let now = self.clock.now;
+        if self
+            .proposed_lately
+            .get(&topic)
+            .is_some_and(|&at| now.since(at) < PROPOSE_AGAIN_AFTER)
+        {
+            return;
+        }
+        self.proposed_lately.insert(topic, now);
+        let waiting = Waiting {
+            waiter: Waiter::Own,
+            deadline: now + PROPOSE_AGAIN_AFTER,
+            id: RequestId(0),
+        };
+        if let Some(replica) = self.replicas.get_mut(&DIRECTORY_SHARD) {
+            replica.propose(Command::Directory(command), waiting);
+            self.touched.insert(DIRECTORY_SHARD);
+        }
+    }
+
+    pub(super) fn learn_directory(&mut self, directory: &Directory) {
+        let view = directory.map.view();
+        for shard in &view.shards {
+            self.directory_epochs.insert(shard.id, shard.epoch);
+        }
+        self.told.learn(&view);
+        self.map.learn(&view);
+    }
+
+    pub(super) fn reload_directory(&mut self, state: &mut dyn State, effects: &mut Effects) {
+        match Directory::load(state) {
+            Ok(directory) => {
+                self.learn_directory(&directory);
+                self.directory = Some(directory);
+            }
+            Err(error) => self.halt(format!("reading the directory: {error}"), effects),
+        }
+    }
+}
