@@ -9,6 +9,13 @@
 //! ```
 //! Everything an entity owns lies between its position and the next entity's, so a shard boundary (a position)
 //! never divides an entity, and a split or merge moves no data.
+//!
+//! What an entity has still to do (messages to send, timers) lies in a second space, in the same order, so that a shard
+//! finds its work without reading its entities:
+//!
+//! ```text
+//! work of an entity       02 campaign 00 c-1001 00 kind ..
+//! ```
 use std::fmt;
 
 use bytes::Bytes;
@@ -161,6 +168,15 @@ impl KeyRange {
         }
     }
 
+    /// Where the rows of the range's entities lie, first and last excluded, in key order: their work, then all else.
+    pub fn row_ranges(&self) -> [(Bytes, Bytes); 2] {
+        let work = |position: &Position| -> Bytes { [&[WORK], position.0.as_ref()].concat().into() };
+        [
+            (work(&self.start), work(&self.end)),
+            (self.start.0.clone(), self.end.0.clone()),
+        ]
+    }
+
     /// The service the range belongs to.
     pub fn service(&self) -> &str {
         self.start.parts().0
@@ -191,6 +207,20 @@ pub enum RowKind {
     Directory = 3,
 }
 
+/// First byte of the rows of the work space. No service name and no row of the directory begins with it.
+const WORK: u8 = 2;
+
+/// The key of a row in the work space: something that the entity at `position` has still to do.
+pub fn work_key(position: &Position, kind: RowKind, rest: &[u8]) -> Bytes {
+    let mut bytes = Vec::with_capacity(position.0.len() + 3 + rest.len());
+    bytes.push(WORK);
+    bytes.extend_from_slice(&position.0);
+    bytes.push(0);
+    bytes.push(kind as u8);
+    bytes.extend_from_slice(rest);
+    bytes.into()
+}
+
 /// The key of a row of the entity at `position`.
 pub fn row_key(position: &Position, kind: RowKind, rest: &[u8]) -> Bytes {
     let mut bytes = Vec::with_capacity(position.0.len() + 2 + rest.len());
@@ -201,8 +231,12 @@ pub fn row_key(position: &Position, kind: RowKind, rest: &[u8]) -> Bytes {
     bytes.into()
 }
 
-/// Splits a row key into position, kind byte and rest; `None` where it is not one.
+/// Splits a row key of either space into position, kind byte and rest; `None` where it is not one.
 pub fn split_row_key(row: &Bytes) -> Option<(Position, u8, Bytes)> {
+    let row = match row.first() {
+        Some(&WORK) => &row.slice(1..),
+        _ => row,
+    };
     let first = row.iter().position(|&b| b == 0)?;
     let second = first + 1 + row[first + 1..].iter().position(|&b| b == 0)?;
     let kind = *row.get(second + 1)?;
@@ -241,7 +275,33 @@ mod tests {
     fn a_row_key_comes_apart_again() {
         let position = Position::new("campaign", "c-1");
         let row = row_key(&position, RowKind::Request, b"\0\0x");
-        assert_eq!(split_row_key(&row), Some((position, 2, Bytes::from_static(b"\0\0x"))));
+        assert_eq!(
+            split_row_key(&row),
+            Some((position.clone(), 2, Bytes::from_static(b"\0\0x")))
+        );
+        let work = work_key(&position, RowKind::Request, b"\0\0x");
+        assert_eq!(split_row_key(&work), Some((position, 2, Bytes::from_static(b"\0\0x"))));
+    }
+
+    #[test]
+    fn both_kinds_of_rows_lie_in_the_ranges_of_their_shard_and_in_no_other() {
+        let all = KeyRange::all_of("campaign");
+        let (left, right) = all.split(&Position::new("campaign", "m")).expect("inside");
+        for key in ["a", "lzz", "m", "z"] {
+            let position = Position::new("campaign", key);
+            for row in [
+                row_key(&position, RowKind::Head, b"x"),
+                work_key(&position, RowKind::Head, b"x"),
+            ] {
+                let holds = |range: &KeyRange| {
+                    let within = |(start, end): &(Bytes, Bytes)| *start <= row && row < *end;
+                    range.row_ranges().iter().filter(|range| within(range)).count()
+                };
+                assert_eq!(holds(&all), 1);
+                assert_eq!(holds(&left), usize::from(left.contains(&position)), "{key}");
+                assert_eq!(holds(&right), usize::from(right.contains(&position)), "{key}");
+            }
+        }
     }
 
     #[test]

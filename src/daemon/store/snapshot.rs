@@ -1,4 +1,5 @@
 //! Rows of memtables and file as one ordered sequence.
+use std::collections::VecDeque;
 use std::iter::Peekable;
 
 use bytes::Bytes;
@@ -62,7 +63,7 @@ where
 /// with the first error.
 #[derive(Default)]
 pub struct SnapshotRows {
-    rows: Option<Box<Layers>>,
+    parts: VecDeque<Layers>,
 }
 
 type Layers = Merge<
@@ -71,15 +72,15 @@ type Layers = Merge<
 >;
 
 impl SnapshotRows {
-    pub(super) fn new(
+    /// Adds rows behind those there are.
+    pub(super) fn push(
+        &mut self,
         active: Vec<(Bytes, Option<Bytes>)>,
         frozen: Option<SharedRange<Option<Bytes>>>,
         file: Rows,
-    ) -> Self {
+    ) {
         let layers = Merge::new(active.into_iter(), frozen.into_iter().flatten(), file);
-        Self {
-            rows: Some(Box::new(layers)),
-        }
+        self.parts.push_back(layers);
     }
 }
 
@@ -87,15 +88,14 @@ impl Iterator for SnapshotRows {
     type Item = Result<(Bytes, Bytes), StateError>;
 
     fn next(&mut self) -> Option<Self::Item> {
-        match self.rows.as_mut()?.next() {
-            Some(Ok(row)) => Some(Ok(row)),
-            Some(Err(fault)) => {
-                self.rows = None;
-                Some(Err(fault.into()))
-            }
-            None => {
-                self.rows = None;
-                None
+        loop {
+            match self.parts.front_mut()?.next() {
+                Some(Ok(row)) => return Some(Ok(row)),
+                Some(Err(fault)) => {
+                    self.parts.clear();
+                    return Some(Err(fault.into()));
+                }
+                None => drop(self.parts.pop_front()),
             }
         }
     }

@@ -110,18 +110,18 @@ impl Store {
     /// is read as the iterator goes. It keeps the state file from reusing pages while it lives.
     pub fn snapshot(&self, range: &KeyRange) -> Result<SnapshotRows, StateError> {
         self.check()?;
-        let (start, end) = (range.start.0.as_ref(), range.end.0.as_ref());
-        if start >= end {
-            return Ok(SnapshotRows::default());
+        let mut rows = SnapshotRows::default();
+        for (start, end) in range.row_ranges().iter().filter(|(start, end)| start < end) {
+            let bounds = (Bound::Included(start.as_ref()), Bound::Excluded(end.as_ref()));
+            let active = self.active.range::<[u8], _>(bounds);
+            let active = active
+                .map(|(key, value)| (key.clone(), value.clone()))
+                .collect::<Vec<_>>();
+            let frozen = self.frozen.as_ref();
+            let frozen = frozen.map(|frozen| SharedRange::new(frozen.clone(), bounds.0, bounds.1));
+            rows.push(active, frozen, self.view.range(start, end)?);
         }
-        let bounds = (Bound::Included(start), Bound::Excluded(end));
-        let active = self.active.range::<[u8], _>(bounds);
-        let active = active
-            .map(|(key, value)| (key.clone(), value.clone()))
-            .collect::<Vec<_>>();
-        let frozen = self.frozen.as_ref();
-        let frozen = frozen.map(|frozen| SharedRange::new(frozen.clone(), bounds.0, bounds.1));
-        Ok(SnapshotRows::new(active, frozen, self.view.range(start, end)?))
+        Ok(rows)
     }
 
     /// Size of both files. Unit: bytes.
@@ -202,14 +202,12 @@ impl State for Store {
 }
 
 fn remove_range(memtable: &mut Memtable, range: &KeyRange) {
-    let (start, end) = (&range.start.0, &range.end.0);
-    if start >= end {
-        return;
+    for (start, end) in range.row_ranges().iter().filter(|(start, end)| start < end) {
+        // Two cuts and a join instead of a removal per row.
+        let mut rest = memtable.split_off(start);
+        let mut behind = rest.split_off(end);
+        memtable.append(&mut behind);
     }
-    // Two cuts and a join instead of a removal per row.
-    let mut rest = memtable.split_off(start);
-    let mut behind = rest.split_off(end);
-    memtable.append(&mut behind);
 }
 
 /// A frozen memtable on its way to the disk.
@@ -268,8 +266,8 @@ impl StateWriter {
     /// Replaces the ranges' rows and the meta in one synced transaction.
     pub fn install(&mut self, job: InstallJob) -> Result<Trim, WriteError> {
         self.write("install a snapshot", &job.replicas, |tables| {
-            for range in &job.clear {
-                tables.remove_range(Table::Rows, &range.start.0, &range.end.0)?;
+            for (start, end) in job.clear.iter().flat_map(KeyRange::row_ranges) {
+                tables.remove_range(Table::Rows, &start, &end)?;
             }
             for (key, value) in &job.rows {
                 tables.put(Table::Rows, key, value)?;

@@ -101,13 +101,13 @@ impl World {
                     hash ^= u64::from(crc32c::crc32c(bytes)) << 16;
                     hash = hash.wrapping_mul(0x0000_0100_0000_01b3).rotate_left(31);
                 };
-                let scanned = process
-                    .store
-                    .scan(&shard.range.start.0, &shard.range.end.0, &mut |key, value| {
+                let scanned = shard.range.row_ranges().iter().try_for_each(|(start, end)| {
+                    process.store.scan(start, end, &mut |key, value| {
                         eat(key);
                         eat(value);
                         ControlFlow::Continue(())
-                    });
+                    })
+                });
                 if let Err(error) = scanned {
                     return Err(Violation::new(
                         Property::Stop,
@@ -134,10 +134,12 @@ impl World {
                 .find(|machine| machine.id == id)
                 .and_then(|m| m.process.as_ref());
             if let Some(process) = process {
-                let _ = process.store.scan(&range.start.0, &range.end.0, &mut |key, value| {
-                    rows.insert(key.clone(), value.clone());
-                    ControlFlow::Continue(())
-                });
+                for (start, end) in range.row_ranges() {
+                    let _ = process.store.scan(&start, &end, &mut |key, value| {
+                        rows.insert(key.clone(), value.clone());
+                        ControlFlow::Continue(())
+                    });
+                }
             }
             rows
         };
