@@ -10,6 +10,20 @@ impl Node {
                 .is_some_and(|&heard| self.clock.now.since(heard) <= crate::daemon::core::limits::PEER_SILENT_AFTER)
     }
 
+    /// Whether what a node holds is made again elsewhere: it is no member, or has been silent for long enough.
+    pub(super) fn is_lost(&self, node: NodeId) -> bool {
+        let Some(directory) = &self.directory else { return false };
+        let Some(info) = directory.map.nodes.get(&node) else {
+            return true;
+        };
+        let heard = self.heard.get(&node).copied().or(self.conductor.since);
+        let silent = heard.map_or(Span(0), |heard| self.clock.now.since(heard));
+        info.membership == Membership::Gone
+            || (node != self.config.node
+                && info.overlay.maintenance_until_ms <= self.clock.wall_ms
+                && silent.as_millis() >= directory.ledger.settings.heal_after_ms)
+    }
+
     /// The cluster as this node sees it; `emptied` is a node that the question is about.
     pub(in crate::daemon::core) fn cluster_view(&self, emptied: Option<NodeId>) -> ClusterView {
         let now = self.clock.now;

@@ -11,7 +11,12 @@ impl Node {
             .values()
             .map(|task| {
                 let op = directory.ledger.ops.get(&task.op);
-                (task.clone(), op.is_none_or(|op| op.state.is_over()))
+                // A copy on a node that will not come back would hold up the shard's healing for ever.
+                let aims_at_lost = match task.step {
+                    TaskStep::Swap { add: Some((to, _)), .. } => self.is_lost(to),
+                    _ => false,
+                };
+                (task.clone(), aims_at_lost || op.is_none_or(|op| op.state.is_over()))
             })
             .collect();
         self.conductor
