@@ -236,11 +236,20 @@ fn print_written(env: &Environment, service: &str, id: RequestId, written: &Writ
         repeated,
         updated_ms,
         shard,
+        sent,
     } = written;
+    let children: Vec<_> = sent
+        .iter()
+        .map(|sent| {
+            let (to_service, to_key) = sent.to.parts();
+            let message = format!("{}.{}", sent.session, sent.number);
+            json!({"service": to_service, "key": to_key, "message": message})
+        })
+        .collect();
     match env.format() {
         Format::Json | Format::Jsonl => env.print_json(&json!({
             "schema": "isx.written/1", "service": service, "key": key, "version": version, "repeated": repeated,
-            "committed": timestamp(*updated_ms), "shard": shard.to_string(), "requestId": id.to_string(),
+            "committed": timestamp(*updated_ms), "shard": shard.to_string(), "requestId": id.to_string(), "sent": children,
         })),
         Format::Name => env.print(&format!("{key}\n")),
         _ => {
@@ -249,9 +258,14 @@ fn print_written(env: &Environment, service: &str, id: RequestId, written: &Writ
             } else {
                 ""
             };
-            env.print(&format!(
-                "{service}/{key}   v{version} {word}   shard {shard}   request {id}{repeated}\n"
-            ))
+            let mut text =
+                format!("{service}/{key}   v{version} {word}   shard {shard}   request {id}{repeated}\n");
+            for sent in sent {
+                let (to_service, to_key) = sent.to.parts();
+                let (to_key, session, number) = (to_key.unwrap_or(""), sent.session, sent.number);
+                text.push_str(&format!("  to {to_service}/{to_key}   message {session}.{number}\n"));
+            }
+            env.print(&text)
         }
     }
 }

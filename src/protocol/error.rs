@@ -96,6 +96,15 @@ codes! {
     /// Same id, other content.
     RequestIdReused = 1204, Refused, "the request id was used before for something else",
         "A request id names one write for ever. This one was already used for a write with other content to the same entity. Nothing was changed. Use a fresh id.";
+    /// The receiver's rules.
+    NotAccepted = 1205, Refused, "the receiver does not accept this message",
+        "The receiving entity's schema does not accept the message, or accepts it only in another state. The receiver is unchanged; the sender has been told with a message of its own, which `activity show` lists.";
+    /// No such message or pair.
+    NoSuchMessage = 1206, Refused, "there is no such message outstanding",
+        "The entity has no open pair with that receiver, or the message is applied already. Nothing was changed. `activity show` lists what is outstanding.";
+    /// Messages caused by messages, too far.
+    TooDeep = 1207, Refused, "a message was caused by too long a chain of messages",
+        "Messages that cause messages carry their depth, and beyond 16 they are refused: two entities were telling each other the same thing for ever. Look at the actions in the schemas of both.";
     /// Not JSON, not an object, too deep, duplicate field.
     BadDocument = 1301, Refused, "the document is not acceptable",
         "Documents are JSON objects in UTF-8, without duplicate field names, nested at most 64 deep. The message names the place. Nothing was changed.";
@@ -165,6 +174,9 @@ codes! {
     /// Disk nearly full.
     DiskFull = 1601, Refused, "the node's disk is nearly full",
         "Free space on a replica's disk fell below its reserve: reads and deletes go on, other writes are refused until there is room. It clears by itself.";
+    /// Too many messages outstanding.
+    OutboxFull = 1602, Refused, "too many messages are outstanding",
+        "An entity may have 10000 messages outstanding, and a shard a million, counted until their receivers have applied them. Nothing was changed. It clears by itself when the receivers' shards are back: `activity list` shows whom they wait for.";
     /// Checksum mismatch.
     Corrupt = 1701, Corrupt, "stored data failed its check",
         "A row's checksum does not match. It was not returned. The node says which file; its replica must be rebuilt from its peers.";

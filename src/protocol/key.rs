@@ -170,9 +170,8 @@ impl KeyRange {
 
     /// Where the rows of the range's entities lie, first and last excluded, in key order: their work, then all else.
     pub fn row_ranges(&self) -> [(Bytes, Bytes); 2] {
-        let work = |position: &Position| -> Bytes { [&[WORK], position.0.as_ref()].concat().into() };
         [
-            (work(&self.start), work(&self.end)),
+            (work_start(&self.start), work_start(&self.end)),
             (self.start.0.clone(), self.end.0.clone()),
         ]
     }
@@ -205,10 +204,54 @@ pub enum RowKind {
     Request = 2,
     /// A row of the directory, which has no entities.
     Directory = 3,
+    /// What an entity has had from one sender; rest: the sender.
+    Source = 4,
+    /// An entity that this one keeps a list of: its children by relation, the members of an index.
+    Relation = 5,
+    /// A tentative operation.
+    Tentative = 6,
+    /// The latest messages of an entity that their receivers refused.
+    Rejected = 7,
+    /// Work: how many messages an entity has outstanding.
+    Tally = 16,
+    /// Work: an entity's open session with one receiver; rest: the receiver.
+    Partner = 17,
+    /// Work: something to be done at a time of the shard's clock.
+    Timer = 18,
+    /// Work: a message that is not known to be applied; rest: the receiver, then the message's number.
+    Outbox = 19,
+}
+
+/// The rest of a row that an entity has about the entity at `other`. Rows of one kind lie in the order of the others'
+/// positions.
+pub fn partner_rest(other: &Position) -> Vec<u8> {
+    let mut rest = Vec::with_capacity(other.0.len() + 9);
+    rest.extend_from_slice(&other.0);
+    rest.push(0);
+    rest
+}
+
+/// The rest of a row about the message `number` to or from the entity at `other`.
+pub fn message_rest(other: &Position, number: u64) -> Vec<u8> {
+    let mut rest = partner_rest(other);
+    rest.extend_from_slice(&number.to_be_bytes());
+    rest
+}
+
+/// Splits what [`partner_rest`] or [`message_rest`] made into the other's position and what follows it.
+pub fn split_partner_rest(rest: &Bytes) -> Option<(Position, Bytes)> {
+    let first = rest.iter().position(|&b| b == 0)?;
+    let second = first + 1 + rest[first + 1..].iter().position(|&b| b == 0)?;
+    Some((Position(rest.slice(..second)), rest.slice(second + 1..)))
 }
 
 /// First byte of the rows of the work space. No service name and no row of the directory begins with it.
 const WORK: u8 = 2;
+
+/// Where the work of the entities from `position` on begins.
+pub fn work_start(position: &Position) -> Bytes {
+    [&[WORK], position.0.as_ref()].concat().into()
+}
 
 /// The key of a row in the work space: something that the entity at `position` has still to do.
 pub fn work_key(position: &Position, kind: RowKind, rest: &[u8]) -> Bytes {
@@ -281,6 +324,33 @@ mod tests {
         );
         let work = work_key(&position, RowKind::Request, b"\0\0x");
         assert_eq!(split_row_key(&work), Some((position, 2, Bytes::from_static(b"\0\0x"))));
+    }
+
+    #[test]
+    fn rows_about_others_lie_in_the_order_of_the_others_and_of_the_numbers() {
+        let mine = Position::new("campaign", "c-1");
+        let others = [
+            ("campaign", "a"),
+            ("campaign", "a b"),
+            ("campaign", "ab"),
+            ("profile", "a"),
+        ];
+        let mut rows = Vec::new();
+        for (service, key) in others {
+            let other = Position::new(service, key);
+            for number in [1, 255, 256, u64::MAX] {
+                let row = work_key(&mine, RowKind::Outbox, &message_rest(&other, number));
+                let (position, kind, rest) = split_row_key(&row).expect("a row");
+                assert_eq!((position, kind), (mine.clone(), RowKind::Outbox as u8));
+                let (found, number_bytes) = split_partner_rest(&rest).expect("about another");
+                assert_eq!(
+                    (found, number_bytes.as_ref()),
+                    (other.clone(), &number.to_be_bytes()[..])
+                );
+                rows.push(row);
+            }
+        }
+        assert!(rows.is_sorted());
     }
 
     #[test]

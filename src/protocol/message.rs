@@ -4,6 +4,7 @@ use raft::eraftpb;
 use serde::{Deserialize, Serialize};
 
 use super::id::{Epoch, NodeId, ReplicaId, ShardId};
+use super::parcel::{Parcel, Receipt};
 use super::request::{Request, Response, RouteHint};
 use super::shard_map::{MapView, ShardDescriptor};
 
@@ -45,6 +46,24 @@ pub enum Message {
     Report(Report),
     /// What the directory's leader knows, to a node whose map is older.
     Map(MapView),
+    /// Messages of entities for entities of a shard that the receiver is believed to lead.
+    Deliver {
+        /// The sender's name for the batch.
+        id: u64,
+        /// The receiving shard.
+        shard: ShardId,
+        /// At most one per pair.
+        parcels: Vec<Parcel>,
+    },
+    /// What became of some parcels of a batch.
+    Delivered {
+        /// As in the `Deliver`.
+        id: u64,
+        /// By slot.
+        receipts: Vec<(u32, Receipt)>,
+        /// Nothing became of the others, or nobody knows.
+        failed: bool,
+    },
 }
 
 /// What a node tells of itself.

@@ -3,6 +3,7 @@
 //! Frames are length-prefixed [postcard](https://docs.rs/postcard) values (`codec`). A connection starts with a
 //! [`hello::Hello`] that settles the protocol version and checks the cluster; after it a client sends
 //! [`request::Request`]s and a node sends batches of [`message::Message`]s. New enum variants are only ever appended.
+pub mod activity;
 pub mod codec;
 pub mod error;
 pub mod hello;
@@ -11,5 +12,6 @@ pub mod json;
 pub mod key;
 pub mod message;
 pub mod op;
+pub mod parcel;
 pub mod request;
 pub mod shard_map;

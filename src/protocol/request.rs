@@ -2,10 +2,12 @@
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 
+use super::activity::{Body, Sent};
 use super::error::WireError;
 use super::id::{ClusterId, Epoch, NodeId, OpId, ReplicaId, RequestId, ShardId};
 use super::key::Position;
 use super::op::{Goal, NodeChange, Op, OpAction, OpView, Pace, Settings};
+use super::parcel::Receipt;
 use super::shard_map::{MapView, NodeInfo, ReplicaDescriptor, ShardDescriptor, ShardSizes};
 
 /// Largest document. Unit: bytes.
@@ -318,6 +320,24 @@ pub enum Change {
     Patch(Bytes),
     /// Remove the entity.
     Delete,
+    /// Send a message by hand, as a write of its sender.
+    Send {
+        /// Whom.
+        to: Position,
+        /// What is wanted of it.
+        body: Box<Body>,
+    },
+}
+
+impl Change {
+    /// How much it carries. Unit: bytes.
+    pub fn size(&self) -> usize {
+        match self {
+            Change::Put(document) | Change::Post(document) | Change::Patch(document) => document.len(),
+            Change::Delete => 0,
+            Change::Send { to, body } => to.0.len() + body.size(),
+        }
+    }
 }
 
 /// The answer.
@@ -374,6 +394,8 @@ pub enum Response {
     Joined(Box<Joined>),
     /// To `RegisterNode`.
     Registered(NodeInfo),
+    /// Between nodes only: what became of parcels, by their slots.
+    Receipts(Vec<(u32, Receipt)>),
 }
 
 /// What a joining host gets.
@@ -415,6 +437,8 @@ pub struct Written {
     pub updated_ms: u64,
     /// The shard that committed it.
     pub shard: ShardId,
+    /// The messages that it sent.
+    pub sent: Vec<Sent>,
 }
 
 /// One row of a listing.

@@ -4,9 +4,11 @@ use raft::eraftpb::{ConfChangeSingle, ConfChangeTransition, ConfChangeType, Conf
 use serde::{Deserialize, Serialize};
 
 use super::directory::DirectoryCommand;
+use super::entity::message::Acknowledgement;
 use crate::protocol::codec::{self, CodecError};
 use crate::protocol::id::{Epoch, RequestId, ShardId};
 use crate::protocol::key::Position;
+use crate::protocol::parcel::Parcel;
 use crate::protocol::request::{ReplicaChange, Write};
 use crate::protocol::shard_map::ShardDescriptor;
 
@@ -86,6 +88,10 @@ pub enum Command {
     },
     /// Change the directory.
     Directory(DirectoryCommand),
+    /// Messages from entities elsewhere for entities of this shard.
+    Deliver(Vec<Parcel>),
+    /// What became of messages that entities of this shard have sent.
+    Acknowledge(Vec<Acknowledgement>),
 }
 
 impl Payload {
@@ -135,20 +141,14 @@ impl Command {
     /// About how long it is in an entry. Unit: bytes.
     pub fn size(&self) -> usize {
         match self {
-            Command::Write(write) => {
-                let document = match &write.change {
-                    crate::protocol::request::Change::Put(d)
-                    | crate::protocol::request::Change::Post(d)
-                    | crate::protocol::request::Change::Patch(d) => d.len(),
-                    crate::protocol::request::Change::Delete => 0,
-                };
-                document + write.key.len() + write.service.len() + 40
-            }
+            Command::Write(write) => write.change.size() + write.key.len() + write.service.len() + 40,
             Command::Split { .. } => 600,
             Command::ChangeReplicas { .. } | Command::LeaveJoint => 300,
             Command::Freeze { .. } | Command::BumpEpoch { .. } => 100,
             Command::Merge { .. } | Command::Thaw { .. } => 2_000,
             Command::Directory(_) => 1000,
+            Command::Deliver(parcels) => parcels.iter().map(Parcel::size).sum(),
+            Command::Acknowledge(all) => all.iter().map(|known| known.from.0.len() + known.to.0.len() + 16).sum(),
         }
     }
 }

@@ -55,6 +55,13 @@ pub const PEER_SILENT_AFTER: Span = Span::millis(1500);
 pub const REQUEST_DEDUP: Span = Span::secs(600);
 /// Requests remembered in the entity's head row; older ones that still count move to rows of their own. Unit: requests.
 pub const HEAD_REQUESTS_MAX: usize = 4;
+/// Messages that an entity may have outstanding; a write that would send more is refused. What messages cause may go on to
+/// twice that: the sender is not there to be told. Unit: messages.
+pub const OUTBOX_ENTITY_MAX: u64 = 10_000;
+/// Messages that a shard may have outstanding. Unit: messages.
+pub const OUTBOX_SHARD_MAX: u64 = 1_000_000;
+/// Messages that cause one another. Unit: messages.
+pub const MESSAGE_DEPTH_MAX: u8 = 16;
 /// Writes are refused when free space falls below this; deletes go on. Unit: bytes.
 pub const DISK_RESERVE_BYTES: u64 = 256 << 20;
 /// Messages kept for shards that this node does not have yet, in the moment of a split. Unit: messages.

@@ -9,6 +9,7 @@ use super::node::{Forwarded, Node, PlantedBug, bad_split, busy, merge, stale_epo
 use super::replica::{Read, Replica, Waiter, Waiting, role_name};
 use super::state::{State, StateError};
 use super::time::Time;
+use crate::protocol::activity;
 use crate::protocol::error::{Code, WireError};
 use crate::protocol::id::{DIRECTORY_SHARD, NodeId, RequestId, ShardId};
 use crate::protocol::json;
@@ -149,6 +150,11 @@ impl Node {
                 let document = match &write.change {
                     Change::Put(document) | Change::Post(document) | Change::Patch(document) => document,
                     Change::Delete => return Ok(()),
+                    Change::Send { to, body } => {
+                        activity::check_receiver(to)?;
+                        service_exists(to.parts().0)?;
+                        return body.check();
+                    }
                 };
                 if document.len() > DOCUMENT_BYTES_MAX {
                     let text = format!(
@@ -217,7 +223,7 @@ impl Node {
     }
 
     /// The initialized replica on this node whose range holds `position`.
-    fn local_shard(&self, position: &Position) -> Option<ShardId> {
+    pub(super) fn local_shard(&self, position: &Position) -> Option<ShardId> {
         if let Some(parent) = self.lingering_parent(position) {
             return Some(parent);
         }
@@ -226,6 +232,15 @@ impl Node {
             .get(id)
             .filter(|replica| replica.shard.range.contains(position))
             .map(|_| *id)
+    }
+
+    /// The node to be asked about a shard: its leader, or whoever should know.
+    pub(super) fn leader_to_ask(&self, shard: ShardId) -> Option<NodeId> {
+        match self.route_to(shard) {
+            Route::Here(_) => Some(self.config.node),
+            Route::There(node) => Some(node),
+            Route::Nowhere(_) => None,
+        }
     }
 
     fn route_to(&self, shard: ShardId) -> Route {
@@ -777,6 +792,7 @@ fn counter(request: &Request) -> &'static str {
             Change::Post(_) => "post",
             Change::Patch(_) => "patch",
             Change::Delete => "delete",
+            Change::Send { .. } => "send",
         },
         Request::List { .. } => "list",
         Request::ShowRequest { .. } => "show_request",

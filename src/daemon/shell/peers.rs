@@ -22,6 +22,7 @@ use crate::protocol::error::{Code, WireError};
 use crate::protocol::hello::{HelloReply, NodeHello};
 use crate::protocol::id::NodeId;
 use crate::protocol::message::{Message, PeerFrame};
+use crate::protocol::parcel::Parcel;
 use crate::protocol::shard_map::{Membership, NodeInfo};
 use crate::security::tls::node_name;
 
@@ -127,18 +128,17 @@ fn size_of(message: &Message) -> usize {
             }
             Message::Forward { request, .. } => request_bytes(request),
             Message::ForwardReply { response, .. } => response_bytes(response),
+            Message::Deliver { parcels, .. } => parcels.iter().map(Parcel::size).sum(),
+            Message::Delivered { receipts, .. } => receipts.len() * 12,
             Message::Report(report) => (report.leads.len() + 8 * report.news.len()) * 16,
             Message::Map(view) => (view.shards.len() * 8 + view.leaders.len() + view.nodes.len() * 8) * 16,
         }
 }
 
 fn request_bytes(request: &crate::protocol::request::Request) -> usize {
-    use crate::protocol::request::{Change, Request};
+    use crate::protocol::request::Request;
     match request {
-        Request::Write(write) => match &write.change {
-            Change::Put(document) | Change::Post(document) | Change::Patch(document) => document.len(),
-            Change::Delete => 0,
-        },
+        Request::Write(write) => write.change.size(),
         _ => 0,
     }
 }

@@ -704,7 +704,7 @@ fn once(records: &[&Record]) -> Result<(), Violation> {
             (_, Outcome::Saw(Some((version, Some(document))))) => (document, *version),
             (Asked::Write { change, .. }, Outcome::Ok(version)) => match change {
                 Change::Put(document) | Change::Post(document) => (document, *version),
-                Change::Patch(_) | Change::Delete => continue,
+                Change::Patch(_) | Change::Delete | Change::Send { .. } => continue,
             },
             _ => continue,
         };
@@ -1092,6 +1092,7 @@ mod tests {
             repeated: false,
             updated_ms: 0,
             shard: ShardId(1),
+            sent: Vec::new(),
         };
         let mut once = Once::default();
         assert_eq!(once.written(RequestId(1), &written(4)), Ok(()));

@@ -487,7 +487,8 @@ fn apply(state: &State, operation: &Operation) -> Option<State> {
         (Change::Put(document), _) | (Change::Post(document), None) => Some(document.clone()),
         (Change::Patch(patch), Some(document)) => Some(merge_patch(document, patch).ok()?),
         (Change::Delete, Some(_)) => None,
-        (Change::Post(_), Some(_)) | (Change::Patch(_) | Change::Delete, None) => return None,
+        (Change::Send { .. }, Some(document)) => Some(document.clone()),
+        (Change::Post(_), Some(_)) | (Change::Patch(_) | Change::Delete | Change::Send { .. }, None) => return None,
     };
     Some(State {
         document,
@@ -535,6 +536,7 @@ impl fmt::Display for Operation {
                     Change::Post(document) => write!(f, "post {}", text(document))?,
                     Change::Patch(patch) => write!(f, "patch {}", text(patch))?,
                     Change::Delete => write!(f, "delete ({})", self.tag)?,
+                    Change::Send { to, body } => write!(f, "send {} to {to} ({})", body.action(), self.tag)?,
                 }
                 match condition {
                     Condition::Always => {}

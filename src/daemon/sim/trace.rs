@@ -218,6 +218,11 @@ impl fmt::Display for BriefMessage<'_> {
             Message::ForwardReply { id, response, .. } => {
                 write!(f, "forward {id} answered: {}", BriefResponse(response))
             }
+            Message::Deliver { id, shard, parcels } => write!(f, "deliver #{id} to {shard}: {} parcels", parcels.len()),
+            Message::Delivered { id, receipts, failed } => {
+                let failed = if *failed { ", the rest failed" } else { "" };
+                write!(f, "delivered #{id}: {} receipts{failed}", receipts.len())
+            }
             Message::Report(report) => write!(f, "report: leads {}", report.leads.len()),
             Message::Map(view) => write!(f, "map v{}: {} shards", view.version, view.shards.len()),
         }
@@ -282,6 +287,7 @@ impl fmt::Display for BriefRequest<'_> {
                     Change::Post(_) => "post",
                     Change::Patch(_) => "patch",
                     Change::Delete => "delete",
+                    Change::Send { .. } => "send from",
                 };
                 write!(f, "{what} {}/{} {:?}", write.service, write.key, write.condition)
             }

@@ -19,6 +19,10 @@ pub struct Head {
     pub requests: Vec<Remembered>,
     /// Buckets of request rows that may hold older requests: first and last; see `machine`.
     pub overflow: Option<(u64, u64)>,
+    /// Sessions that the entity has ever opened as a sender; never goes back.
+    pub sessions: u64,
+    /// Senders that the entity has ever forgotten; never goes back.
+    pub closed: u64,
     /// As it was put.
     pub document: Bytes,
 }
@@ -34,6 +38,8 @@ pub struct Remembered {
     pub version: u64,
     /// The refusal, where it was refused.
     pub refused: Option<Code>,
+    /// Whether it sent messages; a row of its own says which.
+    pub sent: bool,
     /// Leader's wall clock then. Unit: ms since 1970.
     pub wall_ms: u64,
     /// The shard's clock then. Unit: ms.

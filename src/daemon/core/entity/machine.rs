@@ -7,9 +7,15 @@
 //! is still on its way.
 use bytes::Bytes;
 
+use super::draft::{self, Draft, Stop, refuse};
+use super::effects::Rules;
 use super::head::{Head, Remembered};
+use super::message::{PairNews, read_row};
+use super::outbox;
+use super::subject::Subject;
 use crate::daemon::core::limits::{HEAD_REQUESTS_MAX, REQUEST_DEDUP};
 use crate::daemon::core::state::{State, StateError};
+use crate::protocol::activity::Sent;
 use crate::protocol::codec;
 use crate::protocol::error::{Code, WireError};
 use crate::protocol::id::{RequestId, ShardId};
@@ -28,72 +34,62 @@ pub struct Context {
     pub shard_time_ms: u64,
 }
 
-/// What a write did to the shard's totals.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+/// What a write or message did besides its effect on the entity.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Delta {
     /// Entities more or fewer.
     pub entities: i64,
     /// Bytes of keys and documents more or fewer.
     pub bytes: i64,
+    /// Pairs with something new to be sent, or nothing any more.
+    pub pairs: Vec<PairNews>,
 }
 
 /// Does the write. A refusal is an outcome like another; only an unreadable row is an `Err`.
 pub fn apply(
     write: &Write,
     context: Context,
+    rules: &dyn Rules,
     state: &mut dyn State,
-) -> Result<(Result<Written, WireError>, Delta), StateError> {
-    let position = Position::new(&write.service, &write.key);
-    let row = row_key(&position, RowKind::Head, &[]);
-    let before = match state.get(&row)? {
-        Some(value) => decode_head(&row, &value)?,
-        None => Head::default(),
-    };
+    delta: &mut Delta,
+) -> Result<Result<Written, WireError>, StateError> {
+    let mut subject = Subject::load(Position::new(&write.service, &write.key), state)?;
     let digest = digest(write);
-    if let Some(known) = remembered(&before, &position, write.id, context, state)? {
-        return Ok((answer_again(write, &known, digest, context), Delta::default()));
+    if let Some(known) = remembered(&subject.head, &subject.position, write.id, context, state)? {
+        return answer_again(write, &known, digest, context, state);
     }
-
-    let (outcome, after) = decide(write, &before);
-    let mut head = match after {
-        Some(document) => Head {
-            version: before.version + 1,
-            updated_ms: context.wall_ms,
-            exists: document.is_some(),
-            document: document.unwrap_or_default(),
-            requests: before.requests.clone(),
-            overflow: before.overflow,
-        },
-        None => before.clone(),
+    let mut draft = subject.draft(context, 0, state);
+    let decided = decide(write, &subject.head, rules, &mut draft, state).map(|()| draft.decided());
+    let outcome = match draft::outcome(decided)? {
+        Ok(decided) => Ok(subject.commit(decided, context, state, delta)?),
+        Err(mut error) => {
+            error.version = subject.head.exists.then_some(subject.head.version);
+            Err(error)
+        }
     };
-    let version = head.version;
-    remember(
-        &mut head,
-        Remembered {
-            id: write.id,
-            digest,
-            // A refusal names the version it found: none where there was no entity, today as when asked again.
-            version: if outcome.is_ok() || before.exists { version } else { 0 },
-            refused: outcome.as_ref().err().map(|error| error.code),
-            wall_ms: context.wall_ms,
-            shard_time_ms: context.shard_time_ms,
-        },
-        &position,
-        state,
-    )?;
-    let delta = Delta {
-        entities: i64::from(head.exists) - i64::from(before.exists),
-        bytes: size(&head, &write.key) - size(&before, &write.key),
+    let (version, exists) = (subject.head.version, subject.head.exists);
+    let sent = outcome.as_ref().map_or(&[][..], |sent| sent.as_slice());
+    let known = Remembered {
+        id: write.id,
+        digest,
+        // A refusal names the version it found: none where there was no entity, today as when asked again.
+        version: if outcome.is_ok() || exists { version } else { 0 },
+        refused: outcome.as_ref().err().map(|error| error.code),
+        sent: !sent.is_empty(),
+        wall_ms: context.wall_ms,
+        shard_time_ms: context.shard_time_ms,
     };
-    state.put(row, Some(head.encode()));
-    let outcome = outcome.map(|()| Written {
+    let position = subject.position.clone();
+    remember(subject.head_mut(), known, sent, &position, state)?;
+    subject.store(state, delta);
+    Ok(outcome.map(|sent| Written {
         key: write.key.clone(),
         version,
         repeated: false,
         updated_ms: context.wall_ms,
         shard: context.shard,
-    });
-    Ok((outcome, delta))
+        sent,
+    }))
 }
 
 /// The entity as a reader sees it.
@@ -129,25 +125,25 @@ pub fn show_request(
     let row = row_key(&position, RowKind::Head, &[]);
     let Some(value) = state.get(&row)? else { return Ok(None) };
     let head = decode_head(&row, &value)?;
-    let known = remembered(&head, &position, id, context, state)?;
-    Ok(known.map(|known| outcome_of(key, &known, context.shard)))
+    match remembered(&head, &position, id, context, state)? {
+        Some(known) => outcome_of(&position, &known, context.shard, state).map(Some),
+        None => Ok(None),
+    }
 }
 
-/// `Ok(())` and the new document (`None` inside: deleted), or the refusal and no change.
-#[allow(clippy::type_complexity)]
-fn decide(write: &Write, before: &Head) -> (Result<(), WireError>, Option<Option<Bytes>>) {
-    let refuse = |code: Code, text: String| {
-        let mut error = WireError::new(code, text);
-        error.version = before.exists.then_some(before.version);
-        (Err(error), None)
-    };
+/// Drafts what the write does.
+fn decide(
+    write: &Write,
+    before: &Head,
+    rules: &dyn Rules,
+    draft: &mut Draft<'_>,
+    state: &dyn State,
+) -> Result<(), Stop> {
     let name = || format!("{}/{}", write.service, write.key);
     match write.condition {
         Condition::IfAbsent if before.exists => {
-            return refuse(
-                Code::Exists,
-                format!("{} exists in version {}; nothing was changed", name(), before.version),
-            );
+            let text = format!("{} exists in version {}; nothing was changed", name(), before.version);
+            return refuse(Code::Exists, text);
         }
         Condition::IfVersion(wanted) if !before.exists => {
             let text = format!(
@@ -164,65 +160,100 @@ fn decide(write: &Write, before: &Head) -> (Result<(), WireError>, Option<Option
         _ => {}
     }
     match &write.change {
-        Change::Put(document) => (Ok(()), Some(Some(document.clone()))),
-        Change::Post(_) if before.exists => refuse(
-            Code::Exists,
-            format!("{} exists in version {}; nothing was changed", name(), before.version),
-        ),
-        Change::Post(document) => (Ok(()), Some(Some(document.clone()))),
-        Change::Patch(_) | Change::Delete if !before.exists => {
-            refuse(Code::NotFound, format!("there is no {}; nothing was changed", name()))
+        Change::Post(_) if before.exists => {
+            let text = format!("{} exists in version {}; nothing was changed", name(), before.version);
+            return refuse(Code::Exists, text);
         }
-        Change::Patch(patch) => match json::merge_patch(&before.document, patch) {
-            Ok(document) if document.len() > DOCUMENT_BYTES_MAX => {
-                let text = format!("{} would have {} bytes; nothing was changed", name(), document.len());
-                refuse(Code::TooLarge, text)
+        Change::Put(document) | Change::Post(document) => draft.document = Some(Some(document.clone())),
+        Change::Patch(_) | Change::Delete | Change::Send { .. } if !before.exists => {
+            return refuse(Code::NotFound, format!("there is no {}; nothing was changed", name()));
+        }
+        Change::Patch(patch) => {
+            let document = patched(draft.position, &before.document, patch).map_err(but_unchanged)?;
+            draft.document = Some(Some(document));
+        }
+        Change::Delete => draft.document = Some(None),
+        Change::Send { to, body } => {
+            // A write of the sender like another: its version tells it from others.
+            draft.document = Some(Some(before.document.clone()));
+            draft.send(to.clone(), (**body).clone());
+        }
+    }
+    rules.follow(draft).map_err(but_unchanged)?;
+    outbox::check(draft, state).map_err(but_unchanged)
+}
+
+/// The document that a merge patch makes.
+pub fn patched(position: &Position, before: &[u8], patch: &[u8]) -> Result<Bytes, WireError> {
+    let bad = |why| WireError::new(Code::BadDocument, format!("the patch for {position}: {why}"));
+    let document = json::merge_patch(before, patch).map_err(bad)?;
+    if document.len() > DOCUMENT_BYTES_MAX {
+        let text = format!("{position} would have {} bytes", document.len());
+        return Err(WireError::new(Code::TooLarge, text));
+    }
+    json::check_document(&document)
+        .map_err(|why| WireError::new(Code::BadDocument, format!("the patched {position}: {why}")))?;
+    Ok(document)
+}
+
+/// A refusal as the writer reads it.
+fn but_unchanged(stop: impl Into<Stop>) -> Stop {
+    match stop.into() {
+        Stop::Refused(mut error) => {
+            if !error.text.ends_with(NOTHING_CHANGED) {
+                error.text.push_str(NOTHING_CHANGED);
             }
-            Ok(document) => match json::check_document(&document) {
-                Ok(()) => (Ok(()), Some(Some(document))),
-                Err(why) => refuse(
-                    Code::BadDocument,
-                    format!("the patched {}: {why}; nothing was changed", name()),
-                ),
-            },
-            Err(why) => refuse(
-                Code::BadDocument,
-                format!("the patch for {}: {why}; nothing was changed", name()),
-            ),
-        },
-        Change::Delete => (Ok(()), Some(None)),
+            Stop::Refused(error)
+        }
+        unreadable => unreadable,
     }
 }
 
-fn answer_again(write: &Write, known: &Remembered, digest: u32, context: Context) -> Result<Written, WireError> {
+const NOTHING_CHANGED: &str = "; nothing was changed";
+
+fn answer_again(
+    write: &Write,
+    known: &Remembered,
+    digest: u32,
+    context: Context,
+    state: &dyn State,
+) -> Result<Result<Written, WireError>, StateError> {
     if known.digest != digest {
         let text = format!(
             "request id {} was used before for another write to {}/{}; nothing was changed",
             write.id, write.service, write.key
         );
-        return Err(WireError::new(Code::RequestIdReused, text));
+        return Ok(Err(WireError::new(Code::RequestIdReused, text)));
     }
-    outcome_of(&write.key, known, context.shard)
+    outcome_of(&Position::new(&write.service, &write.key), known, context.shard, state)
 }
 
-fn outcome_of(key: &str, known: &Remembered, shard: ShardId) -> Result<Written, WireError> {
-    match known.refused {
-        None => Ok(Written {
-            key: key.to_owned(),
-            version: known.version,
-            repeated: true,
-            updated_ms: known.wall_ms,
-            shard,
-        }),
-        Some(code) => {
-            let mut error = WireError::new(
-                code,
-                format!("{} (as answered before); nothing was changed", code.title()),
-            );
-            error.version = (known.version > 0).then_some(known.version);
-            Err(error)
-        }
+fn outcome_of(
+    position: &Position,
+    known: &Remembered,
+    shard: ShardId,
+    state: &dyn State,
+) -> Result<Result<Written, WireError>, StateError> {
+    if let Some(code) = known.refused {
+        let mut error = WireError::new(
+            code,
+            format!("{} (as answered before); nothing was changed", code.title()),
+        );
+        error.version = (known.version > 0).then_some(known.version);
+        return Ok(Err(error));
     }
+    let sent = match known.sent {
+        true => read_row(&sent_row(position, known), state)?.unwrap_or_default(),
+        false => Vec::new(),
+    };
+    Ok(Ok(Written {
+        key: position.parts().1.unwrap_or("").to_owned(),
+        version: known.version,
+        repeated: true,
+        updated_ms: known.wall_ms,
+        shard,
+        sent,
+    }))
 }
 
 const BUCKET_MS: u64 = REQUEST_DEDUP.as_millis() / 2;
@@ -259,17 +290,30 @@ fn remembered(
     Ok(None)
 }
 
-fn remember(head: &mut Head, known: Remembered, position: &Position, state: &mut dyn State) -> Result<(), StateError> {
+fn remember(
+    head: &mut Head,
+    known: Remembered,
+    sent: &[Sent],
+    position: &Position,
+    state: &mut dyn State,
+) -> Result<(), StateError> {
     let now = known.shard_time_ms;
+    // A merge may turn the shard's clock back: buckets need not come in order.
+    let widen = |head: &mut Head, bucket: u64| {
+        let (first, last) = head.overflow.unwrap_or((bucket, bucket));
+        head.overflow = Some((first.min(bucket), last.max(bucket)));
+    };
+    if known.sent {
+        state.put(sent_row(position, &known), Some(codec::encode(&sent)));
+        widen(head, known.shard_time_ms / BUCKET_MS);
+    }
     head.requests
         .retain(|old| bucket_counts(old.shard_time_ms / BUCKET_MS, now));
     if head.requests.len() == HEAD_REQUESTS_MAX {
         let old = head.requests.remove(0);
         let bucket = old.shard_time_ms / BUCKET_MS;
         state.put(request_row(position, bucket, old.id), Some(codec::encode(&old)));
-        // A merge may turn the shard's clock back: buckets need not come in order.
-        let (first, last) = head.overflow.unwrap_or((bucket, bucket));
-        head.overflow = Some((first.min(bucket), last.max(bucket)));
+        widen(head, bucket);
     }
     head.requests.push(known);
     // Expired buckets go piecemeal with later writes, a bounded number of rows each.
@@ -311,63 +355,36 @@ fn request_row(position: &Position, bucket: u64, id: RequestId) -> Bytes {
     row_key(position, RowKind::Request, &rest)
 }
 
+/// What a remembered request sent; goes with its bucket.
+fn sent_row(position: &Position, known: &Remembered) -> Bytes {
+    let mut rest = [1; 25];
+    rest[..8].copy_from_slice(&(known.shard_time_ms / BUCKET_MS).to_be_bytes());
+    rest[8..24].copy_from_slice(&known.id.0.to_be_bytes());
+    row_key(position, RowKind::Request, &rest)
+}
+
 /// Checksum of everything a write asks for, without its id and key.
 fn digest(write: &Write) -> u32 {
+    let sent;
     let (kind, document): (u8, &[u8]) = match &write.change {
         Change::Put(document) => (1, document),
         Change::Post(document) => (2, document),
         Change::Patch(patch) => (3, patch),
         Change::Delete => (4, &[]),
+        Change::Send { to, body } => {
+            sent = codec::encode(&(to, body));
+            (5, &sent)
+        }
     };
     let condition = codec::encode(&write.condition);
     crc32c::crc32c_append(crc32c::crc32c_append(crc32c::crc32c(&[kind]), &condition), document)
 }
 
-fn size(head: &Head, key: &str) -> i64 {
-    if head.exists {
-        (key.len() + head.document.len()) as i64
-    } else {
-        0
-    }
-}
-
 #[cfg(test)]
 mod tests {
-    use std::collections::BTreeMap;
-    use std::ops::ControlFlow;
-
+    use super::super::effects::NoRules;
+    use super::super::testing::Rows;
     use super::*;
-
-    #[derive(Default)]
-    struct Rows(BTreeMap<Bytes, Bytes>);
-
-    impl State for Rows {
-        fn get(&self, key: &[u8]) -> Result<Option<Bytes>, StateError> {
-            Ok(self.0.get(key).cloned())
-        }
-        fn scan(
-            &self,
-            start: &[u8],
-            end: &[u8],
-            visit: &mut dyn FnMut(&Bytes, &Bytes) -> ControlFlow<()>,
-        ) -> Result<(), StateError> {
-            for (key, value) in self
-                .0
-                .range::<[u8], _>((std::ops::Bound::Included(start), std::ops::Bound::Excluded(end)))
-            {
-                if visit(key, value).is_break() {
-                    break;
-                }
-            }
-            Ok(())
-        }
-        fn put(&mut self, key: Bytes, value: Option<Bytes>) {
-            match value {
-                Some(value) => self.0.insert(key, value),
-                None => self.0.remove(&key),
-            };
-        }
-    }
 
     fn write(id: u128, condition: Condition, change: Change) -> Write {
         Write {
@@ -396,7 +413,8 @@ mod tests {
     }
 
     fn run(rows: &mut Rows, write: &Write, shard_time_ms: u64) -> Result<u64, Code> {
-        let (outcome, _) = apply(write, at(shard_time_ms), rows).expect("rows can be read");
+        let mut delta = Delta::default();
+        let outcome = apply(write, at(shard_time_ms), &NoRules, rows, &mut delta).expect("rows can be read");
         outcome.map(|written| written.version).map_err(|error| error.code)
     }
 

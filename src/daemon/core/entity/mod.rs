@@ -1,3 +1,14 @@
-//! One entity and all it owns, in one key range, changed by one log entry.
+//! One entity and all it owns, in one key range and one log entry.
+pub mod draft;
+pub mod effects;
 pub mod head;
+pub mod inbox;
 pub mod machine;
+pub mod message;
+pub mod outbox;
+pub(super) mod subject;
+
+#[cfg(test)]
+mod testing;
+#[cfg(test)]
+mod tests;

@@ -1,5 +1,9 @@
 //! Committed entries to rows and answers, in the order of the log.
 use super::*;
+use crate::daemon::core::entity::effects::NoRules;
+use crate::daemon::core::entity::machine::Delta;
+use crate::daemon::core::entity::{inbox, outbox};
+use crate::protocol::parcel::Receipt;
 
 impl Node {
     pub(super) fn apply(
@@ -75,7 +79,7 @@ impl Node {
                 shard_time_ms: replica.shard_time_ms,
             };
             if replica.shard.range.contains(&Position::new(&write.service, &write.key)) {
-                let _ = machine::apply(&write, context, state)?;
+                let _ = machine::apply(&write, context, &NoRules, state, &mut Delta::default())?;
             }
         }
         Ok(())
@@ -101,9 +105,9 @@ impl Node {
                     let hint = self.hint_for(&position);
                     return Ok((Response::Error(WireError::new(Code::StaleRoute, text)), hint));
                 }
-                let (outcome, delta) = machine::apply(write, context, state)?;
-                replica.entities = replica.entities.saturating_add_signed(delta.entities);
-                replica.bytes = replica.bytes.saturating_add_signed(delta.bytes);
+                let mut delta = Delta::default();
+                let outcome = machine::apply(write, context, &NoRules, state, &mut delta)?;
+                self.take_delta(replica, delta);
                 outcome.map_or_else(Response::Error, Response::Written)
             }
             Command::Split { epoch, at, child, .. } => self.apply_split(replica, *epoch, at, *child, effects),
@@ -117,6 +121,31 @@ impl Node {
             Command::BumpEpoch { epoch, .. } => self.apply_bump(replica, *epoch),
             Command::ChangeReplicas { .. } | Command::LeaveJoint | Command::Merge { .. } => {
                 return Err(StateError::Io("applied elsewhere".to_owned()));
+            }
+            Command::Deliver(_) | Command::Acknowledge(_) if replica.shard.frozen.is_some() => {
+                return Ok((Response::Error(merge::frozen(&replica.shard)), None));
+            }
+            Command::Deliver(parcels) => {
+                let mut delta = Delta::default();
+                let mut receipts = Vec::with_capacity(parcels.len());
+                for parcel in parcels {
+                    let receipt = if replica.shard.range.contains(&parcel.to) {
+                        inbox::deliver(parcel, context, &NoRules, state, &mut delta)?.receipt
+                    } else {
+                        Receipt::Elsewhere(self.hint_for(&parcel.to))
+                    };
+                    receipts.push((parcel.slot, receipt));
+                }
+                self.take_delta(replica, delta);
+                Response::Receipts(receipts)
+            }
+            Command::Acknowledge(all) => {
+                let mut delta = Delta::default();
+                for known in all.iter().filter(|known| replica.shard.range.contains(&known.from)) {
+                    outbox::acknowledge(known, state, &mut delta)?;
+                }
+                self.take_delta(replica, delta);
+                Response::Receipts(Vec::new())
             }
             Command::Directory(command) => {
                 let Some(directory) = self.directory.as_mut() else {
@@ -133,6 +162,13 @@ impl Node {
             }
         };
         Ok((response, None))
+    }
+
+    /// Takes in what a write or messages did besides.
+    fn take_delta(&mut self, replica: &mut Replica, delta: Delta) {
+        replica.entities = replica.entities.saturating_add_signed(delta.entities);
+        replica.bytes = replica.bytes.saturating_add_signed(delta.bytes);
+        self.pairs_changed(replica.shard.id, delta.pairs);
     }
 
     pub(super) fn apply_split(
@@ -167,6 +203,7 @@ impl Node {
             absorbed: Vec::new(),
         };
         replica.shard.range = left;
+        self.pairs_left(replica);
         replica.shard.epoch = epoch;
         replica.dirty = true;
         let left = replica.shard.clone();

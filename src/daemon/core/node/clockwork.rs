@@ -40,6 +40,7 @@ impl Node {
             self.tend_directory();
             self.find_condemned(effects);
         }
+        self.tick_dispatch();
         self.unpark |= !self.parked.is_empty();
         if now.since(self.last_expiry) >= EXPIRE_EVERY {
             self.last_expiry = now;

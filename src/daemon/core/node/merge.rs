@@ -274,6 +274,7 @@ impl Node {
             )));
         };
         left.shard.range.end = right.range.end.clone();
+        self.pairs_came(left.shard.id, &right.range);
         left.shard.epoch = Epoch(left.shard.epoch.max(right.epoch).0 + 1);
         let absorbed = &mut left.shard.absorbed;
         absorbed.extend(right.absorbed.iter().copied().chain([right.id]));

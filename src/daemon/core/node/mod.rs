@@ -31,6 +31,7 @@ use crate::protocol::shard_map::{
 mod apply;
 mod catch_up;
 mod clockwork;
+mod dispatch;
 mod membership;
 pub(super) mod merge;
 mod peers;
@@ -222,6 +223,8 @@ pub struct Node {
     pub(super) transfers: Vec<(ShardId, NodeId)>,
     pub(super) store_bytes: u64,
     pub(super) refusing: bool,
+    /// Messages between entities under way.
+    dispatch: dispatch::Dispatch,
     stopping: Option<Time>,
     stopped: bool,
     pub(super) counters: BTreeMap<&'static str, u64>,
@@ -298,6 +301,7 @@ impl Node {
             transfers: Vec::new(),
             store_bytes: 0,
             refusing: false,
+            dispatch: dispatch::Dispatch::default(),
             stopping: None,
             stopped: false,
             counters: BTreeMap::new(),
@@ -441,6 +445,14 @@ impl Node {
             self.retry_parked(state, effects);
             self.settle_replicas(state, effects);
         }
+        // What this node sends itself is applied in the same turn, where that can be.
+        for _ in 0..DISPATCH_ROUNDS_MAX {
+            match self.dispatch(state, effects) {
+                Ok(true) => self.settle_replicas(state, effects),
+                Ok(false) => break,
+                Err(error) => return self.halt(format!("messages to be sent: {error}"), effects),
+            }
+        }
         if self.stopped {
             return;
         }
@@ -494,7 +506,7 @@ impl Node {
 
     /// When `Input::Ticked` is due next.
     pub fn next_deadline(&self) -> Time {
-        if self.touched.is_empty() {
+        if self.touched.is_empty() && !self.has_to_dispatch() {
             self.last_tick + TICK
         } else {
             self.clock.now
@@ -574,6 +586,7 @@ impl Node {
             }
         }
         if let Some(event) = replica.role_change() {
+            self.watch_leadership(replica);
             if let Event::Role {
                 shard,
                 term,
@@ -608,6 +621,10 @@ impl Node {
         effects: &mut Effects,
     ) -> Result<(), StateError> {
         for read in replica.take_reads() {
+            if let Waiter::Dispatch { shard, term } = read.waiting.waiter {
+                self.leadership_confirmed(shard, term, true);
+                continue;
+            }
             let (response, hint) = self.serve_read(replica, &read.request, state)?;
             self.reply(read.waiting, response, hint, None, effects);
         }
@@ -641,6 +658,18 @@ impl Node {
                 });
             }
             Waiter::Conductor { token } => self.conductor_answered(token, response),
+            Waiter::Dispatch { shard, term } => self.leadership_confirmed(shard, term, false),
+            Waiter::Batch { node, id } => {
+                let (receipts, failed) = match response {
+                    Response::Receipts(receipts) => (receipts, false),
+                    _ => (Vec::new(), true),
+                };
+                if node == self.config.node {
+                    return self.batch_back(id, receipts, failed);
+                }
+                let message = Message::Delivered { id, receipts, failed };
+                effects.push(Effect::Send { to: node, message });
+            }
             Waiter::Own => {}
         }
     }
@@ -717,6 +746,8 @@ pub(super) fn bad_split(shard: &ShardDescriptor, at: &Position) -> WireError {
     )
 }
 
+/// Times in one turn that messages are sent and what comes of it on this node is settled.
+const DISPATCH_ROUNDS_MAX: usize = 3;
 /// Requests handed on by one peer that are told apart from a second copy. Unit: requests.
 const FORWARDS_SEEN_MAX: usize = 4096;
 const FORWARDS_OF_A_LIFE: u64 = 1 << 40;

@@ -140,6 +140,12 @@ impl Node {
                     self.reply(forwarded.waiting, response, hint, None, effects);
                 }
             }
+            Message::Deliver { id, shard, parcels } => {
+                if let Err(error) = self.delivered_here(from, id, shard, parcels, state, effects) {
+                    self.halt(format!("a message's receiver in {shard}: {error}"), effects);
+                }
+            }
+            Message::Delivered { id, receipts, failed } => self.batch_back(id, receipts, failed),
             Message::Report(report) => self.reported(from, &report, effects),
             Message::Map(view) => {
                 for shard in view.shards.iter().filter(|_| view.version > 0) {

@@ -25,7 +25,7 @@ use super::limits::*;
 use super::state::{LogSeq, ReplicaMeta, ShardWrite};
 use super::time::{Span, Time};
 use crate::protocol::error::{Code, WireError};
-use crate::protocol::id::{Epoch, NodeId, ReplicaId, RequestId};
+use crate::protocol::id::{Epoch, NodeId, ReplicaId, RequestId, ShardId};
 use crate::protocol::key::{KeyRange, Position};
 use crate::protocol::message::{Message, RaftMessage, Row, ShardLoad, SnapshotHeader, SnapshotManifest};
 use crate::protocol::request::Request;
@@ -59,6 +59,20 @@ pub enum Waiter {
     Conductor {
         /// Its name for the question.
         token: u64,
+    },
+    /// Another shard's leader, on this node or a peer, that sent messages between entities.
+    Batch {
+        /// Its node.
+        node: NodeId,
+        /// Its name for the batch.
+        id: u64,
+    },
+    /// This node's dispatch of messages, which wants to be sure that it leads.
+    Dispatch {
+        /// The sending shard.
+        shard: ShardId,
+        /// The term in which it leads.
+        term: u64,
     },
     /// Nobody: the node's own doing.
     Own,

@@ -1,0 +1,106 @@
+//! An entity in hand: its head, read once, and written back once when all that concerns it is done.
+use bytes::Bytes;
+
+use super::draft::Draft;
+use super::head::Head;
+use super::machine::{Context, Delta, decode_head};
+use super::outbox;
+use crate::daemon::core::state::{State, StateError};
+use crate::protocol::activity::{Body, Sent};
+use crate::protocol::key::{Position, RowKind, row_key};
+
+pub(in crate::daemon::core) struct Subject {
+    pub(super) position: Position,
+    pub(super) head: Head,
+    row: Bytes,
+    existed: bool,
+    size_before: i64,
+    changed: bool,
+}
+
+/// All that a draft decided, without its hold on the rows.
+pub(super) struct Decided {
+    document: Option<Option<Bytes>>,
+    rows: Vec<(Bytes, Option<Bytes>)>,
+    sends: Vec<(Position, Body)>,
+    depth: u8,
+}
+
+impl Subject {
+    pub(super) fn load(position: Position, state: &dyn State) -> Result<Self, StateError> {
+        let row = row_key(&position, RowKind::Head, &[]);
+        let head = match state.get(&row)? {
+            Some(value) => decode_head(&row, &value)?,
+            None => Head::default(),
+        };
+        Ok(Self {
+            existed: head.exists,
+            size_before: size(&head, &position),
+            position,
+            head,
+            row,
+            changed: false,
+        })
+    }
+
+    pub(super) fn draft<'a>(&'a self, context: Context, depth: u8, state: &'a dyn State) -> Draft<'a> {
+        let before = self.head.exists.then_some(&self.head.document);
+        Draft::new(&self.position, context, depth, before, self.head.version, state)
+    }
+
+    /// The head, to be changed.
+    pub(super) fn head_mut(&mut self) -> &mut Head {
+        self.changed = true;
+        &mut self.head
+    }
+
+    /// Makes the change.
+    pub(super) fn commit(
+        &mut self,
+        decided: Decided,
+        context: Context,
+        state: &mut dyn State,
+        delta: &mut Delta,
+    ) -> Result<Vec<Sent>, StateError> {
+        if let Some(document) = decided.document {
+            let head = self.head_mut();
+            head.version += 1;
+            head.updated_ms = context.wall_ms;
+            head.exists = document.is_some();
+            head.document = document.unwrap_or_default();
+        }
+        for (row, value) in decided.rows {
+            state.put(row, value);
+        }
+        outbox::send(self, decided.sends, decided.depth, context, state, delta)
+    }
+
+    /// Writes the head back.
+    pub(super) fn store(self, state: &mut dyn State, delta: &mut Delta) {
+        if self.changed {
+            delta.entities += i64::from(self.head.exists) - i64::from(self.existed);
+            delta.bytes += size(&self.head, &self.position) - self.size_before;
+            state.put(self.row, Some(self.head.encode()));
+        }
+    }
+}
+
+impl Draft<'_> {
+    pub(super) fn decided(self) -> Decided {
+        Decided {
+            document: self.document,
+            rows: self.rows.into_iter().collect(),
+            sends: self.sends,
+            depth: self.depth,
+        }
+    }
+}
+
+fn size(head: &Head, position: &Position) -> i64 {
+    let key = position.parts().1.unwrap_or("");
+    if head.exists {
+        (key.len() + head.document.len()) as i64
+    } else {
+        0
+    }
+}
