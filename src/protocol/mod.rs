@@ -14,4 +14,5 @@ pub mod message;
 pub mod op;
 pub mod parcel;
 pub mod request;
+pub mod schema;
 pub mod shard_map;
