@@ -10,6 +10,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use isx::daemon::core::node::Hibernation;
 use isx::daemon::core::time::Span;
 use isx::daemon::sim::check::Property;
 use isx::daemon::sim::fault::{Fault, Plan};
@@ -239,3 +240,30 @@ fn finds_a_merge_before_all_have_frozen() {
         ],
     );
 }
+
+/// A planted bug: a sleeping leader answers reads by itself, as if its lease had no end.
+#[test]
+fn finds_reads_under_a_lease_that_slept_on() {
+    let plan = Plan {
+        hibernation: EAGER,
+        ..Plan::only(&[Fault::Isolate, Fault::Partition])
+    };
+    finds(Bug::ReadsAsleep, plan, &[Property::Lin]);
+}
+
+/// A planted bug: a sleeping replica does not hear who asks for its vote. Whoever led and comes back soon enough is not
+/// missed, and finds nobody who elects it.
+#[test]
+fn finds_a_sleeper_that_does_not_vote() {
+    let plan = Plan {
+        hibernation: EAGER,
+        ..Plan::only(&[Fault::Crash, Fault::Restart])
+    };
+    finds(Bug::DeafAsleep, plan, &[Property::Back, Property::CatchUp]);
+}
+
+/// Sleep after the shortest quiet.
+const EAGER: Hibernation = Hibernation {
+    after_ticks: Some(3),
+    wakes_per_tick: 3,
+};

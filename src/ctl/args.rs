@@ -548,7 +548,7 @@ pub enum DevCommand {
 #[derive(Debug, Clone, Args)]
 pub struct FirstCuts {
     /// Shards of each service, even over the keys that posts get
-    #[arg(long, default_value_t = 3, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=1024))]
+    #[arg(long, default_value_t = 3, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=8192))]
     pub presplit: u32,
     /// Cut a service at these keys instead, for keys of your own (repeat)
     #[arg(long, value_name = "SERVICE=KEY,KEY")]

@@ -139,6 +139,16 @@ pub struct NewService {
     pub cuts: Cuts,
 }
 
+impl NewService {
+    /// How many shards it begins with.
+    pub fn shards(&self) -> u64 {
+        match &self.cuts {
+            Cuts::Even(parts) => u64::from(*parts),
+            Cuts::At(keys) => keys.len() as u64 + 1,
+        }
+    }
+}
+
 /// The usual services of a new cluster.
 pub fn usual_services() -> Vec<NewService> {
     let service = |(name, presplit): (&str, u32)| NewService {

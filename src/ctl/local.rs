@@ -1,5 +1,6 @@
 //! What needs no running cluster: the local one's processes, files of new ones, contexts; and the bench, which looks at the
 //! local one's processor time.
+use std::collections::BTreeSet;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
@@ -13,7 +14,9 @@ use super::output::Listing;
 use super::{Ended, Environment};
 use crate::client::Client;
 use crate::client::context::Contexts;
+use crate::protocol::id::ShardId;
 use crate::protocol::key::check_entity_key;
+use crate::protocol::shard_map::ShardDescriptor;
 
 impl From<DevError> for CtlError {
     fn from(error: DevError) -> Self {
@@ -158,7 +161,8 @@ async fn up(env: &Environment, count: u32, fresh: bool, cuts: &FirstCuts, place:
     dev::start(&stopped)?;
     let bar = env.progress(None, "{spinner} {msg}");
     bar.set_message("waiting until every shard has a leader");
-    let serving = wait_until_serving(env, Duration::from_secs(20)).await;
+    let shards: u64 = services.iter().map(NewService::shards).sum();
+    let serving = wait_until_serving(env, Duration::from_secs(20 + shards / 100)).await;
     bar.finish_and_clear();
     serving?;
     let names: Vec<String> = nodes
@@ -196,20 +200,19 @@ async fn wait_until_serving(env: &Environment, limit: Duration) -> Result<(), Ct
         }
     };
     loop {
+        let asked = Instant::now();
         let statuses = client.statuses().await;
         let map = client.cached_map();
-        let leads = |shard: &crate::protocol::shard_map::ShardDescriptor| {
-            statuses
-                .iter()
-                .filter_map(|(_, status)| status.as_ref().ok())
-                .any(|status| {
-                    status
-                        .replicas
-                        .iter()
-                        .any(|replica| replica.shard.id == shard.id && replica.state == "leader")
-                })
-        };
-        if !map.shards.is_empty() && statuses.iter().all(|(_, s)| s.is_ok()) && map.shards.iter().all(leads) {
+        let replicas = statuses
+            .iter()
+            .filter_map(|(_, status)| status.as_ref().ok())
+            .flat_map(|status| &status.replicas);
+        let led: BTreeSet<ShardId> = replicas
+            .filter(|replica| replica.state == "leader")
+            .map(|replica| replica.shard.id)
+            .collect();
+        let is_led = |shard: &ShardDescriptor| led.contains(&shard.id);
+        if !map.shards.is_empty() && statuses.iter().all(|(_, s)| s.is_ok()) && map.shards.iter().all(is_led) {
             return Ok(());
         }
         if Instant::now() > deadline {
@@ -221,7 +224,8 @@ async fn wait_until_serving(env: &Environment, limit: Duration) -> Result<(), Ct
             error.causes = silent;
             return Err(error.next("isxctl status").next("isxctl dev status     names the logs"));
         }
-        tokio::time::sleep(Duration::from_millis(25)).await;
+        // With thousands of shards an answer is work: the nodes are to come up, not to answer.
+        tokio::time::sleep(Duration::from_millis(25).max(asked.elapsed() * 4)).await;
     }
 }
 

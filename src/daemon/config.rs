@@ -426,6 +426,12 @@ fn first_services(r: &Resolver, raw: Vec<RawService>, founders: usize) -> Result
             cuts,
         });
     }
+    let shards: usize = services.iter().map(|service| service.cuts.len() + 1).sum();
+    if shards > FIRST_SHARDS_MAX {
+        let text =
+            format!("{shards} shards to begin with, and there may be {FIRST_SHARDS_MAX} of all services together");
+        return Err(r.wrong("bootstrap.services".to_owned(), text));
+    }
     Ok(services)
 }
 
@@ -567,7 +573,10 @@ const MTU_NETWORK: u16 = 1452;
 /// The same within one machine, where packets cost by number more than by size. Unit: bytes.
 const MTU_LOOPBACK: u16 = 8192;
 /// Most shards a service begins with.
-const PRESPLIT_MAX: u32 = 1024;
+/// Shards of one service at the beginning. All first shards together are one entry of the directory's log.
+const PRESPLIT_MAX: u32 = 8_192;
+/// Shards of all services at the beginning.
+const FIRST_SHARDS_MAX: usize = 16_384;
 
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]

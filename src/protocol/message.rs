@@ -64,6 +64,29 @@ pub enum Message {
         /// Nothing became of the others, or nobody knows.
         failed: bool,
     },
+    /// From a shard's leader to another replica, behind everything else: nothing happens any more, let us sleep.
+    Sleep(SleepOffer),
+    /// The answer of a replica that sleeps from now on.
+    SleepAccepted(SleepOffer),
+}
+
+/// A group agrees to sleep: at this leader's term, with this log, and only if nothing has happened since.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SleepOffer {
+    /// The group.
+    pub shard: ShardId,
+    /// The sending replica.
+    pub from: ReplicaId,
+    /// The replica it is for.
+    pub to: ReplicaId,
+    /// The leader's term.
+    pub term: u64,
+    /// Where the log ends, for both.
+    pub index: u64,
+    /// The leader's name for the offer, in this life of its process.
+    pub number: u64,
+    /// Whether all replicas have everything, the silent ones too.
+    pub is_complete: bool,
 }
 
 /// What a node tells of itself.

@@ -199,6 +199,8 @@ pub struct ShardMap {
     leaders: BTreeMap<ShardId, (u64, NodeId)>,
     /// Shards that were absorbed, and by whom: late news of them are no news.
     gone: BTreeMap<ShardId, ShardId>,
+    /// Descriptors taken in so far; see [`ShardMap::changes`].
+    changes: u64,
     /// Members by id.
     pub nodes: BTreeMap<NodeId, NodeInfo>,
     /// Services by name.
@@ -237,6 +239,11 @@ impl ShardMap {
         self.by_start.values().filter_map(|id| self.shards.get(id))
     }
 
+    /// How many shards there are.
+    pub fn shard_count(&self) -> usize {
+        self.by_start.len()
+    }
+
     /// Who led the shard when last heard of, and in which term.
     pub fn leader(&self, id: ShardId) -> Option<(u64, NodeId)> {
         self.leaders.get(&id).copied()
@@ -249,12 +256,7 @@ impl ShardMap {
         if self.gone.contains_key(&shard.id) || self.shards.get(&shard.id).is_some_and(is_old) {
             return false;
         }
-        let overlapping: Vec<ShardId> = self
-            .shards
-            .values()
-            .filter(|s| s.id != shard.id && s.range.overlaps(&shard.range))
-            .map(|s| s.id)
-            .collect();
+        let overlapping = self.overlapping(shard);
         if overlapping.iter().any(|id| self.shards[id].epoch > shard.epoch) {
             return false;
         }
@@ -271,7 +273,27 @@ impl ShardMap {
         self.forget_shard(shard.id);
         self.by_start.insert(shard.range.start.clone(), shard.id);
         self.shards.insert(shard.id, shard.clone());
+        self.changes += 1;
         true
+    }
+
+    /// Other known shards that hold some of its keys. Known shards do not overlap each other, so at most one of them
+    /// begins before this one and reaches into it.
+    pub fn overlapping(&self, shard: &ShardDescriptor) -> Vec<ShardId> {
+        let KeyRange { start, end } = &shard.range;
+        let before = self.by_start.range(..start).next_back();
+        let within = (start < end).then(|| self.by_start.range(start..end));
+        let near = before.into_iter().chain(within.into_iter().flatten());
+        let known = near.filter_map(|(_, id)| self.shards.get(id));
+        known
+            .filter(|other| other.id != shard.id && other.range.overlaps(&shard.range))
+            .map(|other| other.id)
+            .collect()
+    }
+
+    /// How many descriptors were taken in: a map that shows the same number again has the same shards.
+    pub fn changes(&self) -> u64 {
+        self.changes
     }
 
     /// Who absorbed a shard that is no more.

@@ -2,6 +2,8 @@
 //!
 //! Nothing on the data path needs it: nodes and clients have copies of the map, and a shard's own log is the truth about
 //! its range and members. The directory gives out ids, remembers nodes, and is where one asks first.
+use std::collections::BTreeMap;
+
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 
@@ -78,6 +80,10 @@ pub struct Directory {
     /// Operations, tasks, settings.
     pub ledger: Ledger,
     next_id: u64,
+    /// Shards that were learnt since the rows were read, and the version that brought each.
+    learnt: BTreeMap<ShardId, u64>,
+    /// The version as of which the rows were read.
+    loaded: u64,
 }
 
 #[derive(Serialize, Deserialize)]
@@ -127,7 +133,29 @@ impl Directory {
         }
         let mut map = ShardMap::default();
         map.learn(&view);
-        Ok(Self { map, ledger, next_id })
+        Ok(Self {
+            loaded: map.version,
+            map,
+            ledger,
+            next_id,
+            learnt: BTreeMap::new(),
+        })
+    }
+
+    /// What somebody lacks who has heard of everything up to `version`: all of the map where that is too long ago. Nodes
+    /// and services are few and always in it.
+    pub fn view_since(&self, version: u64) -> MapView {
+        if version < self.loaded {
+            return self.map.view();
+        }
+        let news = self.learnt.iter().filter(|&(_, &learnt)| learnt > version);
+        MapView {
+            version: self.map.version,
+            shards: news.filter_map(|(&id, _)| self.map.shard(id)).cloned().collect(),
+            leaders: Vec::new(),
+            nodes: self.map.nodes.values().cloned().collect(),
+            services: self.map.services.values().cloned().collect(),
+        }
     }
 
     /// Does the change; the same on every replica.
@@ -427,19 +455,20 @@ impl Directory {
     fn learn_shards(&mut self, shards: &[ShardDescriptor], state: &mut dyn State) -> bool {
         let mut sorted: Vec<&ShardDescriptor> = shards.iter().collect();
         sorted.sort_by_key(|shard| shard.epoch);
-        let before: Vec<ShardId> = self.map.shards().map(|shard| shard.id).collect();
         let mut news = false;
         for shard in sorted {
+            let mut others = self.map.overlapping(shard);
+            others.extend(&shard.absorbed);
             // Remembered even where it overlaps with an older view of a neighbour: that view is out of date and its
             // leader will report.
             if self.map.learn_shard(shard) {
                 put(state, b's', &shard.id.0.to_be_bytes(), shard);
+                self.learnt.insert(shard.id, self.map.version + 1);
                 news = true;
-            }
-        }
-        for id in before {
-            if self.map.absorber(id).is_some() {
-                remove(state, b's', &id.0.to_be_bytes());
+                for id in others.into_iter().filter(|&id| self.map.absorber(id).is_some()) {
+                    remove(state, b's', &id.0.to_be_bytes());
+                    self.learnt.remove(&id);
+                }
             }
         }
         news

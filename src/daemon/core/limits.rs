@@ -48,7 +48,7 @@ pub const CHECKPOINT_EVERY: Span = Span::secs(30);
 /// ... or after this many bytes of log. Unit: bytes.
 pub const CHECKPOINT_BYTES: usize = 64 << 20;
 /// A node tells the others how it is this often.
-pub const REPORT_EVERY: Span = Span::secs(1);
+pub const REPORT_EVERY: Span = Span::millis(500);
 /// A peer unheard of for this long counts as silent.
 pub const PEER_SILENT_AFTER: Span = Span::millis(1500);
 /// How long a request id is remembered with its entity, by the shard's own clock, which never runs ahead of real time.

@@ -84,7 +84,22 @@ impl Node {
                 }
             }
             Route::There(node) => self.hand_on(node, waiting, principal, request, hops, effects),
-            Route::Nowhere(error) => self.reply(waiting, Response::Error(error), None, None, effects),
+            Route::Nowhere(error) => {
+                self.rouse_for(&request);
+                self.reply(waiting, Response::Error(error), None, None, effects);
+            }
+        }
+    }
+
+    /// The shard with a copy on this node that a request is for.
+    pub(super) fn copy_for(&self, request: &Request) -> Option<ShardId> {
+        match request {
+            Request::Get { service, key } | Request::ShowRequest { service, key, .. } => {
+                self.local_shard(&Position::new(service, key))
+            }
+            Request::Write(write) => self.local_shard(&Position::new(&write.service, &write.key)),
+            Request::List { from, .. } => self.local_shard(from),
+            _ => None,
         }
     }
 
@@ -500,7 +515,11 @@ impl Node {
         let Some(replica) = self.replicas.get_mut(&shard) else {
             return;
         };
-        let unchecked = self.config.planted == PlantedBug::ReadsWithoutQuorum;
+        let unchecked = match self.config.planted {
+            PlantedBug::ReadsWithoutQuorum => true,
+            PlantedBug::ReadsAsleep => replica.is_asleep() && replica.is_leader(),
+            _ => false,
+        };
         let read = Read { waiting, request };
         let immediate = if unchecked {
             Some((read, Time(u64::MAX)))

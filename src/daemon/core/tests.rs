@@ -8,7 +8,7 @@ use bytes::Bytes;
 use super::effect::{Effect, Effects};
 use super::input::{Input, SessionId};
 use super::limits::TICK;
-use super::node::{Node, NodeConfig, PlantedBug, ServiceConfig};
+use super::node::{Hibernation, Node, NodeConfig, PlantedBug, ServiceConfig};
 use super::state::{Recovered, State, StateError};
 use super::time::{Clock, Span, Time};
 use crate::protocol::error::Code;
@@ -92,6 +92,7 @@ impl Cluster {
                 conducts: false,
                 log_tail_entries: super::limits::LOG_TAIL_ENTRIES_MAX,
                 checkpoint_every: Span::secs(5),
+                hibernation: Hibernation::NEVER,
                 planted: PlantedBug::None,
             };
             let mut rows = Rows::default();

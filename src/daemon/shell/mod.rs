@@ -52,7 +52,7 @@ use self::shutdown::Signals;
 use self::telemetry::Counters;
 use super::config::Config;
 use super::core::limits::{CHECKPOINT_EVERY, LOG_TAIL_ENTRIES_MAX};
-use super::core::node::{Node, NodeConfig, PlantedBug};
+use super::core::node::{Hibernation, Node, NodeConfig, PlantedBug};
 use super::core::state::StateError;
 use super::store::{self, OpenError, StoreIdentityCheck};
 use crate::protocol::id::{ClusterId, NodeId};
@@ -352,6 +352,7 @@ fn start(config: &Config, surroundings: Surroundings) -> Result<(Arc<Shared>, Dr
             conducts: true,
             log_tail_entries: LOG_TAIL_ENTRIES_MAX,
             checkpoint_every: CHECKPOINT_EVERY,
+            hibernation: Hibernation::USUAL,
             planted: PlantedBug::None,
         },
         opened.recovered,

@@ -131,6 +131,7 @@ fn size_of(message: &Message) -> usize {
             Message::Deliver { parcels, .. } => parcels.iter().map(Parcel::size).sum(),
             Message::Delivered { receipts, .. } => receipts.len() * 12,
             Message::Report(report) => (report.leads.len() + 8 * report.news.len()) * 16,
+            Message::Sleep(_) | Message::SleepAccepted(_) => 0,
             Message::Map(view) => (view.shards.len() * 8 + view.leaders.len() + view.nodes.len() * 8) * 16,
         }
 }

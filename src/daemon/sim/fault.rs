@@ -1,6 +1,7 @@
 //! What goes wrong in a run, drawn from its seed: first which kinds of fault it has (some runs have one kind only, so
 //! that none hides another), then when, where and for how long. Most are aimed at nodes that lead something.
 use crate::daemon::core::limits::LOG_TAIL_ENTRIES_MAX;
+use crate::daemon::core::node::Hibernation;
 use crate::daemon::core::time::Span;
 
 use super::network::Weather;
@@ -88,6 +89,8 @@ pub struct Plan {
     pub log_tail: usize,
     /// Whether the directory's leader carries out operations and spreads copies by itself.
     pub conducts: bool,
+    /// How eagerly groups sleep.
+    pub hibernation: Hibernation,
 }
 
 impl Plan {
@@ -103,6 +106,7 @@ impl Plan {
             broken_snapshots: 0,
             log_tail: LOG_TAIL_ENTRIES_MAX,
             conducts: true,
+            hibernation: Hibernation::USUAL,
         }
     }
 
@@ -124,6 +128,10 @@ impl Plan {
             broken_snapshots: [0, 0, 100, 400][rng.usize(..4)],
             log_tail: [LOG_TAIL_ENTRIES_MAX, 300, 60][rng.usize(..3)],
             conducts: rng.u32(..3) > 0,
+            hibernation: Hibernation {
+                after_ticks: [None, Some(3), Some(8), Some(20), Some(40)][rng.usize(..5)],
+                wakes_per_tick: [1, 3, 50][rng.usize(..3)],
+            },
         }
     }
 

@@ -225,6 +225,8 @@ impl fmt::Display for BriefMessage<'_> {
             }
             Message::Report(report) => write!(f, "report: leads {}", report.leads.len()),
             Message::Map(view) => write!(f, "map v{}: {} shards", view.version, view.shards.len()),
+            Message::Sleep(offer) => write!(f, "{} t{} sleep at {}?", offer.shard, offer.term, offer.index),
+            Message::SleepAccepted(offer) => write!(f, "{} t{} asleep at {}", offer.shard, offer.term, offer.index),
         }
     }
 }

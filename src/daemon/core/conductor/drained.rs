@@ -19,14 +19,15 @@ impl Node {
             .filter(|info| info.overlay.intent != Intent::Stay)
             .map(|info| info.id)
             .collect();
-        if !drained.is_empty() {
+        let is_due = now.since(self.conductor.last_hand_over) >= self.pause(HAND_OVER_EVERY_PER_THOUSAND);
+        if !drained.is_empty() && is_due {
+            self.conductor.last_hand_over = now;
             let mut leads: BTreeMap<NodeId, usize> = BTreeMap::new();
             for shard in self.map.shards() {
                 if let Some((_, leader)) = self.map.leader(shard.id) {
                     *leads.entry(leader).or_default() += 1;
                 }
             }
-            let own = self.own_load();
             for shard in self.map.shards() {
                 let Some((_, leader)) = self.map.leader(shard.id).filter(|(_, node)| drained.contains(node)) else {
                     continue;
@@ -35,15 +36,8 @@ impl Node {
                 if transfers.len() >= HAND_OVERS_AT_ONCE || asked.is_some_and(|&at| now.since(at) < HAND_OVER_EVERY) {
                     continue;
                 }
-                let load = if leader == self.config.node {
-                    Some(&own)
-                } else {
-                    self.conductor.loads.get(&leader)
-                };
-                let behind = |id: ReplicaId| {
-                    let shard = load.and_then(|load| load.shards.iter().find(|known| known.shard == shard.id));
-                    shard.is_some_and(|load| load.behind.contains(&id))
-                };
+                let load = self.conductor.loads.get(&shard.id).filter(|(node, _)| *node == leader);
+                let behind = |id: ReplicaId| load.is_some_and(|(_, load)| load.behind.contains(&id));
                 let fit = shard.replicas.iter().filter(|replica| {
                     replica.role == ReplicaRole::Voter
                         && !drained.contains(&replica.node)

@@ -5,10 +5,9 @@ impl Node {
     /// What is left to do for a goal, in steps and bytes.
     pub(super) fn left_of(&self, goal: &Goal) -> (u64, u64) {
         let bytes = |shard: ShardId| {
-            let known = self.conductor.loads.values().flat_map(|load| &load.shards);
+            let known = self.conductor.loads.get(&shard).map(|(_, load)| load.bytes);
             let own = self.replicas.get(&shard).map(|replica| replica.bytes);
-            own.or_else(|| known.filter(|load| load.shard == shard).map(|load| load.bytes).next())
-                .unwrap_or(0)
+            own.or(known).unwrap_or(0)
         };
         match *goal {
             Goal::Drain {

@@ -25,7 +25,7 @@ use crate::daemon::core::time::{Span, Time};
 use crate::protocol::error::{Code, WireError};
 use crate::protocol::id::{DIRECTORY_SHARD, Epoch, NodeId, OpId, ReplicaId, RequestId, ShardId};
 use crate::protocol::key::Position;
-use crate::protocol::message::{Load, Principal, Role};
+use crate::protocol::message::{Load, Principal, Role, ShardLoad};
 use crate::protocol::op::*;
 use crate::protocol::request::{ReplicaChange, Request, Response};
 use crate::protocol::shard_map::{Membership, ReplicaRole, ShardDescriptor};
@@ -41,8 +41,20 @@ mod tasks;
 /// What the directory's leader remembers between two rounds; none of it matters to safety.
 #[derive(Debug, Default)]
 pub(in crate::daemon::core) struct Conductor {
-    /// What nodes last said of what they lead and of their disks.
-    loads: BTreeMap<NodeId, Load>,
+    /// What nodes last said of their disks: total and free. Unit: bytes.
+    disks: BTreeMap<NodeId, (u64, u64)>,
+    /// What a shard's leader last said of it, and who that was.
+    loads: BTreeMap<ShardId, (NodeId, ShardLoad)>,
+    /// Shards that serve requests, or did a while ago.
+    busy: BTreeSet<ShardId>,
+    /// Grows when a load changes that matters to the planner.
+    load_changes: u64,
+    /// What the last plan was made from.
+    planned_from: PlannedFrom,
+    last_strays: Time,
+    last_hand_over: Time,
+    /// How often own loads were looked at.
+    own_looked: u64,
     /// Questions that wait for an answer, by token.
     asked: BTreeMap<u64, Asked>,
     next_token: u64,
@@ -95,6 +107,15 @@ struct Trouble {
     text: String,
 }
 
+/// What a plan depends on: while none of it changes, neither does the plan.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+struct PlannedFrom {
+    map: u64,
+    version: u64,
+    loads: u64,
+    up: Vec<NodeId>,
+}
+
 /// How many bytes were done at which time.
 #[derive(Debug, Default)]
 struct Meter {
@@ -113,9 +134,33 @@ struct Splitting {
 }
 
 impl Node {
-    /// A report's figures, for the directory's leader.
+    /// A report's figures, for the directory's leader. A report names some of the sender's shards only.
     pub(in crate::daemon::core) fn load_reported(&mut self, from: NodeId, load: Load) {
-        self.conductor.loads.insert(from, load);
+        let conductor = &mut self.conductor;
+        let disk = (load.disk_total, load.disk_free);
+        if conductor
+            .disks
+            .insert(from, disk)
+            .is_none_or(|known| far(known.1, disk.1))
+        {
+            conductor.load_changes += 1;
+        }
+        for shard in load.shards {
+            if shard.requests_per_s > 0 {
+                conductor.busy.insert(shard.shard);
+            }
+            let is_news = match conductor.loads.get(&shard.shard) {
+                Some((node, known)) => {
+                    *node != from
+                        || known.behind != shard.behind
+                        || far(known.bytes, shard.bytes)
+                        || far(known.requests_per_s, shard.requests_per_s)
+                }
+                None => true,
+            };
+            conductor.load_changes += u64::from(is_news);
+            conductor.loads.insert(shard.shard, (from, shard));
+        }
     }
 
     /// An answer to something that the conductor asked.
@@ -160,35 +205,36 @@ impl Node {
             return;
         }
         self.conductor.last_smoothed = now;
-        let own = self.own_load();
-        let reported = self.conductor.loads.iter().filter(|(node, _)| self.is_up(**node));
-        let mut seen = BTreeMap::new();
-        for load in reported
-            .map(|(_, load)| load)
-            .chain([&own])
-            .flat_map(|load| &load.shards)
-        {
-            seen.insert(load.shard, load.requests_per_s);
-        }
-        let before = std::mem::take(&mut self.conductor.smooth);
-        for (shard, rate) in seen {
-            let smooth = before
-                .get(&shard)
-                .map_or(rate * 32, |smooth| smooth - smooth / 32 + rate);
+        // What sleeps changes only by waking up: all is looked at now and then only.
+        let own = self.own_load(self.conductor.own_looked.is_multiple_of(OWN_LOOKED_AT_WHOLE));
+        self.conductor.own_looked += 1;
+        self.load_reported(self.config.node, own);
+        let mut quiet = Vec::new();
+        for &shard in &self.conductor.busy {
+            let said = self.conductor.loads.get(&shard).filter(|(node, _)| self.is_up(*node));
+            let rate = said.map_or(0, |(_, load)| load.requests_per_s);
+            let before = self.conductor.smooth.get(&shard).copied();
+            let smooth = before.map_or(rate * 32, |smooth| smooth - smooth.div_ceil(32) + rate);
+            if smooth == 0 && rate == 0 {
+                quiet.push(shard);
+            }
             self.conductor.smooth.insert(shard, smooth);
+        }
+        for shard in quiet {
+            self.conductor.busy.remove(&shard);
+            self.conductor.smooth.remove(&shard);
         }
     }
 
-    /// What this node tells the directory's leader of what it leads.
-    pub(in crate::daemon::core) fn own_load(&self) -> Load {
-        let alive = self.alive();
-        let led = self.replicas.values().filter(|replica| replica.is_leader());
-        Load {
-            disk_total: self.disk_total,
-            disk_free: if self.disk_total == 0 { 0 } else { self.disk_free },
-            shards: led.map(|replica| replica.load(&alive)).collect(),
-        }
+    /// A pause that is longer the more shards there are, so that looking at all of them costs about the same at any size.
+    fn pause(&self, per_thousand: Span) -> Span {
+        Span(per_thousand.0 * self.map.shard_count() as u64 / 1_000)
     }
+}
+
+/// Whether a figure has changed so much that it may matter where something lies.
+fn far(before: u64, now: u64) -> bool {
+    before.abs_diff(now) > before.max(now) / 32
 }
 
 enum Next {
@@ -282,6 +328,14 @@ fn check_settings(settings: &Settings) -> Result<(), String> {
 /// A round is short, and nothing waits for it but operations.
 const ROUND_EVERY: Span = Span::millis(50);
 const PLAN_EVERY: Span = Span::millis(200);
+/// ... or this long for each thousand shards, where that is longer.
+const PLAN_EVERY_PER_THOUSAND: Span = Span::millis(100);
+/// ... or this long, while nothing has changed that a plan depends on.
+const PLAN_AGAIN_PER_THOUSAND: Span = Span::secs(1);
+const STRAYS_EVERY_PER_THOUSAND: Span = Span::millis(500);
+const HAND_OVER_EVERY_PER_THOUSAND: Span = Span::millis(50);
+/// Own loads are looked at as a whole every so many times.
+const OWN_LOOKED_AT_WHOLE: u64 = 10;
 /// A new leader first hears from everybody.
 const SETTLE_FIRST: Span = Span::millis(2_500);
 /// ... and plans once.

@@ -44,14 +44,6 @@ impl Node {
             cooldown_ms: settings.cooldown_ms,
             pace,
         };
-        let own = self.own_load();
-        let load_of = |node: NodeId| {
-            if node == self.config.node {
-                Some(&own)
-            } else {
-                self.conductor.loads.get(&node)
-            }
-        };
         for info in directory
             .map
             .nodes
@@ -71,7 +63,11 @@ impl Node {
             } else {
                 Health::Down
             };
-            let load = load_of(info.id);
+            let own = (self.disk_total, self.disk_free);
+            let (disk_total, disk_free) = match info.id == self.config.node {
+                true => own,
+                false => self.conductor.disks.get(&info.id).copied().unwrap_or_default(),
+            };
             let replaced = ledger
                 .open()
                 .any(|op| matches!(op.goal, Goal::Replace { old, .. } if old == info.id));
@@ -87,8 +83,8 @@ impl Node {
                     info.overlay.intent
                 },
                 maintenance: info.overlay.maintenance_until_ms > self.clock.wall_ms,
-                disk_total: load.map_or(0, |load| load.disk_total),
-                disk_used: load.map_or(0, |load| load.disk_total.saturating_sub(load.disk_free)),
+                disk_total,
+                disk_used: disk_total.saturating_sub(disk_free),
             });
         }
         view.services.push(ServiceView {
@@ -125,12 +121,8 @@ impl Node {
                 ..Rule::default()
             });
         }
-        let mut loads: BTreeMap<ShardId, (NodeId, &crate::protocol::message::ShardLoad)> = BTreeMap::new();
-        for node in view.nodes.iter().filter(|node| node.health == Health::Up) {
-            for shard in load_of(node.id).into_iter().flat_map(|load| &load.shards) {
-                loads.insert(shard.shard, (node.id, shard));
-            }
-        }
+        let up = view.nodes.iter().filter(|node| node.health == Health::Up);
+        let up: BTreeSet<NodeId> = up.map(|node| node.id).collect();
         let right_of_tasks: BTreeSet<ShardId> = ledger
             .tasks
             .values()
@@ -140,7 +132,8 @@ impl Node {
             })
             .collect();
         for shard in self.map.shards() {
-            let load = loads.get(&shard.id);
+            let said = self.conductor.loads.get(&shard.id);
+            let load = said.filter(|(node, _)| up.contains(node));
             let service = match shard.id == DIRECTORY_SHARD {
                 true => 0,
                 false => index.get(shard.range.start.parts().0).copied().unwrap_or(0),
@@ -222,11 +215,24 @@ impl Node {
             .conductor
             .since
             .is_some_and(|since| now.since(since) >= SETTLE_FIRST);
-        if !settled || now.since(self.conductor.last_plan) < PLAN_EVERY {
+        let since = now.since(self.conductor.last_plan);
+        if !settled || since < PLAN_EVERY || since < self.pause(PLAN_EVERY_PER_THOUSAND) {
             return;
         }
-        self.conductor.last_plan = now;
         let Some(directory) = &self.directory else { return };
+        let up = directory.map.nodes.keys().copied().filter(|&node| self.is_up(node));
+        let from = PlannedFrom {
+            map: self.map.changes(),
+            version: directory.map.version,
+            loads: self.conductor.load_changes,
+            up: up.collect(),
+        };
+        let is_busy = directory.ledger.open().next().is_some() || !directory.ledger.tasks.is_empty();
+        if !is_busy && from == self.conductor.planned_from && since < self.pause(PLAN_AGAIN_PER_THOUSAND) {
+            return;
+        }
+        self.conductor.planned_from = from;
+        self.conductor.last_plan = now;
         let ledger = directory.ledger.clone();
         self.begin_named(&ledger);
         let view = self.cluster_view(None);

@@ -88,6 +88,10 @@ impl Node {
     /// Learners that belong to no task: of a shard that was split while a copy was made, or of a tool that gave up.
     pub(super) fn remove_strays(&mut self, state: &mut dyn State, effects: &mut Effects) {
         let now = self.clock.now;
+        if now.since(self.conductor.last_strays) < self.pause(STRAYS_EVERY_PER_THOUSAND) {
+            return;
+        }
+        self.conductor.last_strays = now;
         let Some(directory) = &self.directory else { return };
         let tasks = &directory.ledger.tasks;
         let mut strays = Vec::new();

@@ -113,14 +113,20 @@ impl Node {
         }
     }
 
+    /// Whether fewer snapshots are under way than may be.
+    pub(super) fn may_send_snapshots(&self) -> bool {
+        let senders = self.watch.sending.iter().filter_map(|shard| self.replicas.get(shard));
+        senders.map(|replica| replica.sending.len()).sum::<usize>() < SNAPSHOTS_AT_ONCE
+    }
+
     pub(super) fn start_snapshots(&mut self, effects: &mut Effects) {
         let now = self.clock.now;
-        let mut sending: usize = self.replicas.values().map(|replica| replica.sending.len()).sum();
-        for replica in self.replicas.values_mut() {
-            replica.allow_snapshots(sending < SNAPSHOTS_AT_ONCE);
-            let before = replica.sending.len();
-            replica.take_snapshots(now, effects);
-            sending += replica.sending.len() - before;
+        let senders: Vec<ShardId> = self.watch.sending.iter().copied().collect();
+        for shard in senders {
+            if let Some(mut replica) = self.replicas.remove(&shard) {
+                replica.take_snapshots(now, effects);
+                self.put_back(replica);
+            }
         }
     }
 
@@ -181,10 +187,18 @@ impl Node {
 
     pub(super) fn hand_over_leaderships(&mut self) {
         let alive = self.alive();
-        for (&shard, replica) in self.replicas.iter_mut().filter(|(_, replica)| replica.is_leader()) {
+        let mut asked = 0;
+        for &shard in &self.watch.led {
+            let Some(replica) = self.replicas.get_mut(&shard) else {
+                continue;
+            };
+            if asked == HAND_OVERS_AT_ONCE || replica.is_handing_over() {
+                continue;
+            }
             if let Some(successor) = replica.successor(&alive) {
                 replica.transfer(successor.id);
                 self.touched.insert(shard);
+                asked += 1;
             }
         }
     }
@@ -192,11 +206,13 @@ impl Node {
     pub(super) fn maybe_stop(&mut self, effects: &mut Effects) {
         let Some(since) = self.stopping else { return };
         let alive = self.alive();
-        let leads = self
-            .replicas
-            .values()
-            .any(|replica| replica.is_leader() && replica.successor(&alive).is_some());
-        let busy = self.replicas.values().any(|replica| !replica.is_idle());
+        let of = |shards: &BTreeSet<ShardId>, is: &dyn Fn(&Replica) -> bool| {
+            shards.iter().filter_map(|shard| self.replicas.get(shard)).any(is)
+        };
+        let leads = of(&self.watch.led, &|replica| {
+            replica.is_leader() && replica.successor(&alive).is_some()
+        });
+        let busy = of(&self.watch.unsynced, &|replica| !replica.is_idle());
         let late = self.clock.now.since(since) > STOP_TIMEOUT;
         if (!leads && !busy) || late {
             self.stopped = true;
@@ -209,3 +225,6 @@ impl Node {
         effects.push(Effect::Halt { reason });
     }
 }
+
+/// Leaderships handed over in one tick when a node stops.
+const HAND_OVERS_AT_ONCE: usize = 200;

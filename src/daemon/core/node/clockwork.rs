@@ -15,9 +15,15 @@ impl Node {
         } else {
             self.last_tick + Span(elapsed * TICK.0)
         };
-        let condemned = &self.condemned;
-        let able = |shard: &ShardId| !condemned.contains_key(shard);
-        for (&shard, replica) in self.replicas.iter_mut().filter(|(shard, _)| able(shard)) {
+        let may_send = self.may_send_snapshots();
+        for &shard in &self.watch.awake {
+            let Some(replica) = self.replicas.get_mut(&shard) else {
+                continue;
+            };
+            if self.condemned.contains_key(&shard) {
+                continue;
+            }
+            replica.allow_snapshots(may_send);
             if replica.should_leave_joint() {
                 let waiting = Waiting {
                     waiter: Waiter::Own,
@@ -33,10 +39,11 @@ impl Node {
                 self.touched.insert(shard);
             }
         }
+        self.watch_peers(effects);
+        self.tend_beds();
         if now.since(self.last_report) >= REPORT_EVERY {
             self.last_report = now;
             self.report(effects);
-            self.watch_peers(effects);
             self.tend_directory();
             self.find_condemned(effects);
         }
@@ -49,7 +56,11 @@ impl Node {
         let counted = now.since(self.last_count).as_millis();
         if counted >= 2_000 {
             self.last_count = now;
-            for replica in self.replicas.values_mut() {
+            let awake = self.watch.awake.iter();
+            for shard in awake {
+                let Some(replica) = self.replicas.get_mut(shard) else {
+                    continue;
+                };
                 replica.requests_per_s = std::mem::take(&mut replica.served) * 1_000 / counted;
             }
         }
@@ -61,7 +72,10 @@ impl Node {
     pub(super) fn expire(&mut self, effects: &mut Effects) {
         let now = self.clock.now;
         let (mut harmless, mut unknown) = (Vec::new(), Vec::new());
-        for replica in self.replicas.values_mut() {
+        for shard in &self.watch.awake {
+            let Some(replica) = self.replicas.get_mut(shard) else {
+                continue;
+            };
             replica.forget_followers(now);
             let (a, b) = replica.take_expired(now);
             harmless.extend(a);
@@ -74,6 +88,7 @@ impl Node {
                 .collect();
             for id in late {
                 replica.snapshot_sent(id, false);
+                self.touched.insert(*shard);
             }
         }
         let late: Vec<u64> = self

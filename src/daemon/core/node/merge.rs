@@ -122,8 +122,10 @@ impl Node {
 
     /// Shards whose freeze the copies on this node have applied, for all to hear.
     pub(super) fn frozen_here(&self) -> Vec<(ShardId, Epoch)> {
-        self.replicas
-            .values()
+        self.watch
+            .frozen
+            .iter()
+            .filter_map(|shard| self.replicas.get(shard))
             .filter(|replica| replica.shard.frozen.is_some() && !replica.is_installing())
             .map(|replica| (replica.shard.id, replica.shard.epoch))
             .collect()
@@ -355,7 +357,7 @@ impl Node {
             let before = replica.applied();
             let result = self.settle_replica(&mut replica, seq, batch, state, effects);
             let is_done = replica.applied() == before;
-            self.replicas.insert(shard, replica);
+            self.put_back(replica);
             result?;
             if is_done {
                 break;

@@ -32,12 +32,16 @@ mod apply;
 mod catch_up;
 mod clockwork;
 mod dispatch;
+mod hibernation;
 mod membership;
 pub(super) mod merge;
 mod peers;
 mod registry;
 mod removal;
 mod start;
+mod watch;
+
+pub use hibernation::Hibernation;
 
 /// What a node is told when it is made.
 #[derive(Debug, Clone)]
@@ -73,6 +77,8 @@ pub struct NodeConfig {
     /// hand but its own.
     #[doc(hidden)]
     pub conducts: bool,
+    /// When groups in which nothing happens sleep.
+    pub hibernation: Hibernation,
     /// A bug to be planted by the simulator, to see that its properties catch it.
     #[doc(hidden)]
     pub planted: PlantedBug,
@@ -95,6 +101,10 @@ pub enum PlantedBug {
     DestroysUnheard,
     /// A merge does not wait until all replicas have applied the freeze.
     MergesEarly,
+    /// A sleeping leader answers reads by itself, as if its lease never ended.
+    ReadsAsleep,
+    /// A sleeping replica does not hear who asks for its vote.
+    DeafAsleep,
 }
 
 /// A service of a new cluster.
@@ -172,6 +182,14 @@ pub struct Node {
     proposed_lately: BTreeMap<u64, Time>,
     next_seq: LogSeq,
     touched: BTreeSet<ShardId>,
+    watch: watch::Watch,
+    beds: hibernation::Beds,
+    /// The directory's leader that loads were last told to, and how often.
+    load_told: (Option<NodeId>, u32),
+    /// Up to which shard the last report told what is led here.
+    told_up_to: ShardId,
+    /// The map, the directory's word and the copies at which condemned copies were last looked for.
+    condemned_at: (u64, u64, u64),
     pub(super) forwards: BTreeMap<u64, Forwarded>,
     pub(super) next_forward: u64,
     forwards_seen: BTreeMap<NodeId, Seen>,
@@ -254,6 +272,11 @@ impl Node {
             proposed_lately: BTreeMap::new(),
             next_seq: LogSeq(recovered.last_seq.0 + 1),
             touched: BTreeSet::new(),
+            watch: watch::Watch::default(),
+            beds: hibernation::Beds::default(),
+            load_told: (None, 0),
+            told_up_to: ShardId(0),
+            condemned_at: (0, 0, 0),
             forwards: BTreeMap::new(),
             forwards_seen: BTreeMap::new(),
             // Replies to what this node asked before it went down may still be on their way: their names must not be given
@@ -327,6 +350,9 @@ impl Node {
             node.learn_directory(&directory);
             node.directory = Some(directory);
         }
+        if node.config.hibernation.after_ticks.is_some() {
+            node.sleep_at_first();
+        }
         let shards: Vec<ShardDescriptor> = node.replicas.values().map(|replica| replica.shard.clone()).collect();
         for shard in shards.iter().filter(|shard| shard.epoch > Epoch(0)) {
             node.map.learn_shard(shard);
@@ -368,8 +394,9 @@ impl Node {
             }
             Input::Persisted { seq } => {
                 self.persisted = self.persisted.max(seq);
-                for (&shard, replica) in &mut self.replicas {
-                    if !replica.is_idle() {
+                let waiting: Vec<ShardId> = self.watch.unsynced.iter().copied().collect();
+                for shard in waiting {
+                    if let Some(replica) = self.replicas.get_mut(&shard) {
                         replica.persisted(seq, effects);
                         self.touched.insert(shard);
                     }
@@ -463,8 +490,11 @@ impl Node {
         // Last, and only here: snapshots and checkpoints speak of the rows as they are when the driver takes the effects,
         // so nothing may be applied behind them.
         self.start_snapshots(effects);
+        self.put_to_bed(effects);
         self.maybe_checkpoint(effects);
         self.maybe_stop(effects);
+        #[cfg(debug_assertions)]
+        self.check_watch();
     }
 
     fn settle_replicas(&mut self, state: &mut dyn State, effects: &mut Effects) {
@@ -482,8 +512,9 @@ impl Node {
             let Some(mut replica) = self.replicas.remove(&shard) else {
                 continue;
             };
+            replica.allow_snapshots(self.may_send_snapshots());
             let result = self.settle_replica(&mut replica, seq, &mut batch, state, effects);
-            self.replicas.insert(shard, replica);
+            self.put_back(replica);
             if let Err(error) = result {
                 self.halt(format!("applying to {shard}: {error}"), effects);
                 return;

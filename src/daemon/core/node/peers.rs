@@ -5,6 +5,7 @@ impl Node {
     pub(super) fn heard_from(&mut self, from: NodeId, effects: &mut Effects) {
         self.heard.insert(from, self.clock.now);
         if self.silent.remove(&from) {
+            self.wake_leaders_of(from, false);
             effects.push(Effect::Event(Event::Peer {
                 node: from,
                 alive: true,
@@ -16,6 +17,7 @@ impl Node {
         if up {
             self.connected.insert(peer);
             self.last_report = Time(0);
+            self.wake_leaders_of(peer, true);
             return;
         }
         self.connected.remove(&peer);
@@ -46,13 +48,18 @@ impl Node {
 
     pub(super) fn watch_peers(&mut self, effects: &mut Effects) {
         let now = self.clock.now;
+        let mut lost = Vec::new();
         for (&peer, &heard) in &self.heard {
             if now.since(heard) > PEER_SILENT_AFTER && self.silent.insert(peer) {
                 effects.push(Effect::Event(Event::Peer {
                     node: peer,
                     alive: false,
                 }));
+                lost.push(peer);
             }
+        }
+        for peer in lost {
+            self.wake_followers_of(peer);
         }
     }
 
@@ -66,19 +73,12 @@ impl Node {
             .collect()
     }
 
+    /// Tells the others how this node is. Of the shards that it leads a report names only some, in turn: there may be
+    /// thousands, and hardly any has changed.
     pub(super) fn report(&mut self, effects: &mut Effects) {
-        let led = self.replicas.values().filter(|replica| replica.is_leader());
-        let leads = led.clone().map(|replica| (replica.shard.id, replica.term())).collect();
-        let news = led
-            .filter(|r| r.kept_in <= self.persisted)
-            .filter(|r| {
-                self.directory_epochs
-                    .get(&r.shard.id)
-                    .is_none_or(|&known| known < r.shard.epoch)
-            })
-            .map(|replica| replica.shard.clone())
-            .take(NEWS_MAX)
-            .collect();
+        let named = self.next_led(LED_PER_REPORT);
+        let led = named.iter().filter_map(|shard| self.replicas.get(shard));
+        let leads = led.map(|replica| (replica.shard.id, replica.term())).collect();
         let report = Report {
             node: self.config.node,
             store_id: self.config.store_id,
@@ -86,19 +86,45 @@ impl Node {
             version: self.config.version.clone(),
             map_version: self.map.version,
             leads,
-            news,
+            news: self.news_of_led(),
             frozen: self.frozen_here(),
             load: None,
         };
         let directory = self.replicas.get(&DIRECTORY_SHARD).and_then(Replica::leader);
         let directory = directory.or_else(|| self.map.leader(DIRECTORY_SHARD).map(|(_, node)| node));
+        if self.load_told.0 != directory {
+            self.load_told = (directory, 0);
+        }
+        // Somebody new at the directory knows nothing of loads: it hears of all of them, and once more if that is lost.
+        self.load_told.1 = self.load_told.1.saturating_add(1);
+        let is_new = self.load_told.1 <= FULL_LOADS;
         for &node in self.map.nodes.keys().filter(|&&node| node != self.config.node) {
-            let load = (directory == Some(node)).then(|| self.own_load());
+            let load = (directory == Some(node)).then(|| self.load_of(if is_new { &self.watch.led } else { &named }));
             effects.push(Effect::Send {
                 to: node,
                 message: Message::Report(Report { load, ..report.clone() }),
             });
         }
+    }
+
+    /// Shards led here of which the directory has not heard as they are. Only what is on this disk for good is told.
+    pub(super) fn news_of_led(&mut self) -> Vec<ShardDescriptor> {
+        let mut news = Vec::new();
+        let mut known = Vec::new();
+        for shard in &self.watch.untold {
+            match self.replicas.get(shard) {
+                Some(replica) if replica.is_leader() && self.is_untold(replica) => {
+                    if replica.kept_in <= self.persisted && news.len() < NEWS_MAX {
+                        news.push(replica.shard.clone());
+                    }
+                }
+                _ => known.push(*shard),
+            }
+        }
+        for shard in known {
+            self.watch.untold.remove(&shard);
+        }
+        news
     }
 
     pub(super) fn received(&mut self, from: NodeId, message: Message, state: &mut dyn State, effects: &mut Effects) {
@@ -147,6 +173,8 @@ impl Node {
             }
             Message::Delivered { id, receipts, failed } => self.batch_back(id, receipts, failed),
             Message::Report(report) => self.reported(from, &report, effects),
+            Message::Sleep(offer) => self.sleep_heard(from, offer, false),
+            Message::SleepAccepted(answer) => self.sleep_heard(from, answer, true),
             Message::Map(view) => {
                 for shard in view.shards.iter().filter(|_| view.version > 0) {
                     let known = self.directory_epochs.entry(shard.id).or_default();
@@ -182,6 +210,7 @@ impl Node {
         if self.condemned.contains_key(&shard) || self.burying.contains(&shard) {
             return self.drop_message(from, "for a replica that is being destroyed", effects);
         }
+        let may_send = self.may_send_snapshots();
         if let Some(replica) = self.replicas.get_mut(&shard) {
             if replica.id != raft.to {
                 return self.drop_message(from, "for another replica of this shard", effects);
@@ -193,11 +222,19 @@ impl Node {
             {
                 return self.drop_message(from, "from a replica of another node", effects);
             }
-            match replica.receive(from, raft.message) {
-                Ok(()) => {
-                    self.touched.insert(shard);
+            replica.allow_snapshots(may_send);
+            if replica.is_asleep() && !replica.is_leader() {
+                if votes && self.config.planted == PlantedBug::DeafAsleep {
+                    return;
                 }
-                Err(why) => self.drop_message(from, why, effects),
+                if raft.message.msg_type != MessageType::MsgHeartbeatResponse {
+                    replica.wake(replica.leader().is_some_and(|leader| self.silent.contains(&leader)));
+                }
+            }
+            // Also where it is dropped: it may have woken the replica.
+            self.touched.insert(shard);
+            if let Err(why) = replica.receive(from, raft.message) {
+                self.drop_message(from, why, effects);
             }
             return;
         }
@@ -256,3 +293,8 @@ impl Node {
         effects.push(Effect::Event(Event::Dropped { from, why }));
     }
 }
+
+/// Shards that one report names in turn.
+const LED_PER_REPORT: usize = 256;
+/// Reports with all loads to somebody new at the directory.
+const FULL_LOADS: u32 = 3;

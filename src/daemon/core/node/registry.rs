@@ -29,10 +29,9 @@ impl Node {
             .cloned()
             .collect();
         if directory.map.version > report.map_version {
-            let view = directory.map.view();
             effects.push(Effect::Send {
                 to: from,
-                message: Message::Map(view),
+                message: Message::Map(directory.view_since(report.map_version)),
             });
         }
         if let Some(mut info) = known {
@@ -83,15 +82,10 @@ impl Node {
                 self.propose_own(me.0, DirectoryCommand::Register(info));
             }
         }
-        let Some(directory) = &self.directory else { return };
-        let news: Vec<ShardDescriptor> = self
-            .replicas
-            .values()
-            .filter(|replica| replica.is_leader() && !directory.knows(&replica.shard))
-            .filter(|replica| replica.kept_in <= self.persisted)
-            .map(|replica| replica.shard.clone())
-            .take(NEWS_MAX)
-            .collect();
+        let mut news = self.news_of_led();
+        if let Some(directory) = &self.directory {
+            news.retain(|shard| !directory.knows(shard));
+        }
         if !news.is_empty() {
             self.propose_own(1 << 40 | me.0, DirectoryCommand::LearnShards(news));
         }
@@ -123,9 +117,10 @@ impl Node {
     }
 
     pub(super) fn learn_directory(&mut self, directory: &Directory) {
-        let view = directory.map.view();
+        let view = directory.view_since(self.told.version);
         for shard in &view.shards {
-            self.directory_epochs.insert(shard.id, shard.epoch);
+            let known = self.directory_epochs.entry(shard.id).or_default();
+            *known = shard.epoch.max(*known);
         }
         self.told.learn(&view);
         self.map.learn(&view);

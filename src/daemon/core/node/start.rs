@@ -200,6 +200,7 @@ impl Node {
         if replica.is_initialized() {
             self.by_start.insert(replica.shard.range.start.clone(), shard);
         }
+        self.watch.forget(shard);
         self.replicas.insert(shard, replica);
         self.touched.insert(shard);
     }

@@ -31,8 +31,12 @@ use crate::protocol::message::{Message, RaftMessage, Row, ShardLoad, SnapshotHea
 use crate::protocol::request::Request;
 use crate::protocol::shard_map::{ReplicaDescriptor, ReplicaRole, ShardDescriptor};
 
+pub mod hibernate;
 pub mod log_view;
+pub mod standing;
+use hibernate::Rest;
 use log_view::LogView;
+use standing::Standing;
 
 /// Index and term behind which a founder's or a split's log begins. Above 0, so that a replica that starts empty needs a
 /// snapshot, and so learns who the members are.
@@ -214,6 +218,8 @@ pub struct Replica {
     pub applied_at_checkpoint: u64,
     /// Nodes of replicas that spoke to this one and that its descriptor does not name (yet).
     correspondents: BTreeMap<ReplicaId, NodeId>,
+    standing: Standing,
+    rest: Rest,
 }
 
 impl Replica {
@@ -231,7 +237,8 @@ impl Replica {
             pre_vote: true,
             // The crate draws from the thread's generator; `draw_election_timeout` overrides that after every step.
             min_election_tick: ELECTION_TICKS_MIN,
-            max_election_tick: ELECTION_TICKS_MAX,
+            // Longer than any draw: see `be_patient`.
+            max_election_tick: 2 * ELECTION_TICKS_MAX,
             read_only_option: raft::ReadOnlyOption::Safe,
             skip_bcast_commit: false,
             batch_append: false,
@@ -282,6 +289,8 @@ impl Replica {
             requests_per_s: 0,
             applied_at_checkpoint: applied,
             correspondents: BTreeMap::new(),
+            standing: Standing::default(),
+            rest: Rest::default(),
         };
         replica.draw_election_timeout();
         replica
@@ -415,6 +424,9 @@ impl Replica {
 
     /// Raft's clock moves.
     pub fn tick(&mut self, now: Time) {
+        if !self.rest_tick() {
+            return;
+        }
         // A voter that is alone must not become leader before its log is synced (the crate asserts it).
         let alone_and_unsynced = self.log().conf_state.voters.len() == 1 && !self.is_idle();
         if self.installing.is_some() || alone_and_unsynced || self.stalled {
@@ -476,6 +488,15 @@ impl Replica {
             MessageType::MsgSnapshot => return Err("a snapshot outside its stream"),
             _ => {}
         }
+        match message.msg_type {
+            MessageType::MsgHeartbeat => self.wake(false),
+            // It may be as late as it likes.
+            MessageType::MsgHeartbeatResponse => {}
+            _ => self.stir(),
+        }
+        if matches!(message.msg_type, MessageType::MsgHeartbeat | MessageType::MsgAppend) {
+            self.rest.patience = 0;
+        }
         let result = self.raft.step(message);
         self.draw_election_timeout();
         // Errors here are late messages to a candidate or proposals without a leader: nothing to do about them.
@@ -486,18 +507,21 @@ impl Replica {
     pub fn offer_snapshot(&mut self, node: NodeId, message: raft::eraftpb::Message, incoming: Incoming) {
         self.correspondents.insert(ReplicaId(message.from), node);
         self.incoming = Some(incoming);
+        self.stir();
         let _ = self.raft.step(message);
         self.draw_election_timeout();
     }
 
     /// Queues a command for the next entry.
     pub fn propose(&mut self, command: Command, waiting: Waiting) {
+        self.stir();
         self.served += 1;
         self.queue.push((command, waiting));
     }
 
     /// A read at the leader: answered at once where the lease allows (`Ok` with the lease's end), or queued.
     pub fn read(&mut self, now: Time, lease_allowed: bool, read: Read) -> Option<(Read, Time)> {
+        self.stir();
         self.served += 1;
         self.last_read = now;
         if lease_allowed && self.leases() && now < self.lease_until {
@@ -509,9 +533,15 @@ impl Replica {
 
     /// Asks another voter to take over. From here on this term has no leases.
     pub fn transfer(&mut self, to: ReplicaId) {
+        self.stir();
         self.leaseless_term = self.term();
         self.lease_until = Time(0);
         self.raft.transfer_leader(to.0);
+    }
+
+    /// Whether another voter has been asked to take over and has not done so yet.
+    pub fn is_handing_over(&self) -> bool {
+        self.raft.raft.lead_transferee.is_some()
     }
 
     /// The voter best suited to take over: alive and furthest along.
@@ -528,6 +558,7 @@ impl Replica {
 
     /// Starts an election without waiting for a timeout: the leader of a split's parent does, for the child.
     pub fn campaign(&mut self) {
+        self.stir();
         let _ = self.raft.campaign();
         self.draw_election_timeout();
     }
@@ -535,6 +566,7 @@ impl Replica {
     /// How a snapshot to a replica ended.
     pub fn snapshot_sent(&mut self, to: ReplicaId, delivered: bool) {
         if self.sending.remove(&to).is_some() {
+            self.stir();
             let status = if delivered {
                 raft::SnapshotStatus::Finish
             } else {
@@ -1199,7 +1231,9 @@ impl Replica {
                 ticks.max(ELECTION_TICKS_MIN + 5)
             };
         }
-        self.raft.raft.set_randomized_election_timeout(ticks);
+        self.raft
+            .raft
+            .set_randomized_election_timeout(ticks + self.rest.patience);
     }
 }
 

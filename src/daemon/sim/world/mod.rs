@@ -16,7 +16,7 @@ use super::schedule::Schedule;
 use super::trace::{BriefResponse, Trace};
 use super::workload::{Client, HOT_KEYS, Mode, Stage};
 use crate::daemon::core::input::{Input, SessionId};
-use crate::daemon::core::node::{NodeConfig, PlantedBug, ServiceConfig};
+use crate::daemon::core::node::{Hibernation, NodeConfig, PlantedBug, ServiceConfig};
 use crate::daemon::core::state::{LogSeq, StoreIdentity};
 use crate::daemon::core::time::{Span, Time};
 use crate::protocol::id::{ClusterId, NodeId, ReplicaId, ShardId};
@@ -51,6 +51,10 @@ pub enum Bug {
     DestroysUnheard,
     /// A merge does not wait for every replica's freeze.
     MergesEarly,
+    /// A sleeping leader answers reads by itself.
+    ReadsAsleep,
+    /// A sleeping replica does not hear who asks for its vote.
+    DeafAsleep,
 }
 
 /// What a run is like.
@@ -410,12 +414,19 @@ impl World {
                 conducts: self.plan.conducts && !self.is_manual,
                 log_tail_entries: self.plan.log_tail,
                 checkpoint_every: Span::secs(5),
+                hibernation: if self.is_manual {
+                    Hibernation::NEVER
+                } else {
+                    self.plan.hibernation
+                },
                 planted: match self.bug {
                     Bug::ParentLingers => PlantedBug::ParentLingers,
                     Bug::DestroysUnheard => PlantedBug::DestroysUnheard,
                     Bug::MergesEarly => PlantedBug::MergesEarly,
                     Bug::ReadsWithoutQuorum => PlantedBug::ReadsWithoutQuorum,
                     Bug::ApplyTwice => PlantedBug::ApplyTwice,
+                    Bug::ReadsAsleep => PlantedBug::ReadsAsleep,
+                    Bug::DeafAsleep => PlantedBug::DeafAsleep,
                     Bug::None | Bug::AckBeforeSync => PlantedBug::None,
                 },
             };
