@@ -96,7 +96,7 @@ fn agrees_under_faults_then_recovers() {
     let reports = reports.into_inner().unwrap();
     let sum = |f: fn(&Report) -> u64| reports.iter().map(f).sum::<u64>();
     println!(
-        "{} seeds of {secs} s: {} events, {} faults, {} elections, {} snapshots, {} shards; {} changes of replicas, {} freezes, {} merges, {} thaws, {} copies destroyed; requests answered {}, failed {}, unknown {}",
+        "{} seeds of {secs} s: {} events, {} faults, {} elections, {} snapshots, {} shards; {} changes of replicas, {} freezes, {} merges, {} thaws, {} copies destroyed; {} messages between entities; requests answered {}, failed {}, unknown {}",
         reports.len(),
         sum(|r| r.events),
         sum(|r| r.faults),
@@ -108,6 +108,7 @@ fn agrees_under_faults_then_recovers() {
         sum(|r| r.operations[2] as u64),
         sum(|r| r.operations[3] as u64),
         sum(|r| r.operations[4] as u64),
+        sum(|r| r.messages),
         sum(|r| r.outcomes[0] as u64),
         sum(|r| r.outcomes[1] as u64),
         sum(|r| r.outcomes[2] as u64),
@@ -267,3 +268,41 @@ const EAGER: Hibernation = Hibernation {
     after_ticks: Some(3),
     wakes_per_tick: 3,
 };
+
+/// A planted bug: a message takes effect in one entry, and the mark that says so follows in another.
+#[test]
+fn finds_a_mark_that_comes_later() {
+    // A lost mark shows as a second effect, or as a session that its receiver does not know.
+    let properties = [Property::Once, Property::Drain, Property::Same];
+    finds(Bug::MarksLater, Plan::only(&[Fault::Crash]), &properties);
+}
+
+/// A planted bug: the receiver's leader says that messages are applied when it has only proposed them.
+#[test]
+fn finds_an_acknowledgement_before_the_message_is_applied() {
+    finds(
+        Bug::AcknowledgesEarly,
+        Plan::only(&[Fault::Crash, Fault::Isolate]),
+        &[Property::Drain],
+    );
+}
+
+/// A planted bug: after a split the right half does not know any more what its entities have had.
+#[test]
+fn finds_marks_that_do_not_follow_a_split() {
+    finds(
+        Bug::SplitForgetsSources,
+        Plan::only(&[Fault::SlowNode]),
+        &[Property::Once, Property::Drain],
+    );
+}
+
+/// A planted bug: a receiver that has forgotten a pair believes any message that claims to be the first.
+#[test]
+fn finds_a_ticket_that_is_not_checked() {
+    let plan = Plan {
+        late_copies: 500,
+        ..Plan::only(&[Fault::SlowNode])
+    };
+    finds(Bug::TakesAnyTicket, plan, &[Property::Once]);
+}

@@ -1,7 +1,10 @@
 //! Transitions worth telling, one line each: for logs, counters, traces and scenario files.
 use std::fmt;
 
+use bytes::Bytes;
+
 use crate::protocol::id::{NodeId, ReplicaId, ShardId};
+use crate::protocol::key::Position;
 use crate::protocol::shard_map::{ReplicaRole, ShardDescriptor};
 
 /// What changed.
@@ -107,6 +110,25 @@ pub enum Event {
         /// The node.
         node: NodeId,
     },
+    /// A message between entities was recorded or delivered: told only where `NodeConfig::tells_messages` asks for it.
+    Message {
+        /// Whether its receiver has it now.
+        delivered: bool,
+        /// Whether the receiver refused it.
+        refused: bool,
+        /// The shard and the index of the entry.
+        at: (ShardId, u64),
+        /// Sending entity.
+        from: Position,
+        /// Receiving entity.
+        to: Position,
+        /// The session between the two.
+        session: u64,
+        /// Number in the session.
+        number: u64,
+        /// As it lies in the sender's rows.
+        letter: Bytes,
+    },
     /// The disk got too full for writes, or is not any more.
     DiskPressure {
         /// Whether writes are refused.
@@ -165,6 +187,22 @@ impl fmt::Display for Event {
             Event::Peer { node, alive: true } => write!(f, "{node} is heard from"),
             Event::Peer { node, alive: false } => write!(f, "{node} is silent"),
             Event::Registered { node } => write!(f, "{node} registered"),
+            Event::Message {
+                delivered,
+                refused,
+                from,
+                to,
+                session,
+                number,
+                ..
+            } => {
+                let what = match (delivered, refused) {
+                    (false, _) => "recorded",
+                    (true, false) => "delivered",
+                    (true, true) => "refused",
+                };
+                write!(f, "message {session}.{number} from {from} to {to} {what}")
+            }
             Event::DiskPressure { refusing: true } => f.write_str("disk nearly full: writes are refused"),
             Event::DiskPressure { refusing: false } => f.write_str("disk has room again: writes go on"),
         }

@@ -60,6 +60,8 @@ pub const HEAD_REQUESTS_MAX: usize = 4;
 pub const OUTBOX_ENTITY_MAX: u64 = 10_000;
 /// Messages that a shard may have outstanding. Unit: messages.
 pub const OUTBOX_SHARD_MAX: u64 = 1_000_000;
+/// A session between two entities with nothing outstanding ends after this long.
+pub const CLOSE_SESSIONS_AFTER: Span = Span::secs(5);
 /// Messages that cause one another. Unit: messages.
 pub const MESSAGE_DEPTH_MAX: u8 = 16;
 /// Writes are refused when free space falls below this; deletes go on. Unit: bytes.

@@ -7,7 +7,7 @@ use bytes::Bytes;
 
 use super::effect::{Effect, Effects};
 use super::input::{Input, SessionId};
-use super::limits::TICK;
+use super::limits::{CLOSE_SESSIONS_AFTER, TICK};
 use super::node::{Hibernation, Node, NodeConfig, PlantedBug, ServiceConfig};
 use super::state::{Recovered, State, StateError};
 use super::time::{Clock, Span, Time};
@@ -93,6 +93,8 @@ impl Cluster {
                 log_tail_entries: super::limits::LOG_TAIL_ENTRIES_MAX,
                 checkpoint_every: Span::secs(5),
                 hibernation: Hibernation::NEVER,
+                close_sessions_after: CLOSE_SESSIONS_AFTER,
+                tells_messages: false,
                 planted: PlantedBug::None,
             };
             let mut rows = Rows::default();

@@ -51,7 +51,7 @@ use self::quic::Close;
 use self::shutdown::Signals;
 use self::telemetry::Counters;
 use super::config::Config;
-use super::core::limits::{CHECKPOINT_EVERY, LOG_TAIL_ENTRIES_MAX};
+use super::core::limits::{CHECKPOINT_EVERY, CLOSE_SESSIONS_AFTER, LOG_TAIL_ENTRIES_MAX};
 use super::core::node::{Hibernation, Node, NodeConfig, PlantedBug};
 use super::core::state::StateError;
 use super::store::{self, OpenError, StoreIdentityCheck};
@@ -353,6 +353,8 @@ fn start(config: &Config, surroundings: Surroundings) -> Result<(Arc<Shared>, Dr
             log_tail_entries: LOG_TAIL_ENTRIES_MAX,
             checkpoint_every: CHECKPOINT_EVERY,
             hibernation: Hibernation::USUAL,
+            close_sessions_after: CLOSE_SESSIONS_AFTER,
+            tells_messages: false,
             planted: PlantedBug::None,
         },
         opened.recovered,

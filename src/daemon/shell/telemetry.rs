@@ -116,6 +116,7 @@ pub(super) fn tell(event: &Event) {
         Event::Dropped { from, why } => tracing::debug!(event = "dropped", %from, why, "{event}"),
         Event::Peer { node, alive } => tracing::info!(event = "peer", %node, alive, "{event}"),
         Event::Registered { node } => tracing::info!(event = "registered", %node, "{event}"),
+        Event::Message { .. } => tracing::trace!(event = "message", "{event}"),
         Event::DiskPressure { refusing } => tracing::warn!(event = "disk-pressure", refusing, "{event}"),
     }
 }

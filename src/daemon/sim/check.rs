@@ -22,6 +22,8 @@ pub enum Property {
     NoFail,
     /// A request id has one effect and one answer.
     Once,
+    /// What belongs together happens together: a change and its messages, a message's effect and its mark.
+    Whole,
     /// The shards partition the key space.
     Cover,
     /// One leader per shard and term.
@@ -40,6 +42,8 @@ pub enum Property {
     Calm,
     /// Every shard serves within a bound once the faults end.
     Back,
+    /// Every message is applied within a bound once the faults end, and no row of a finished pair is left.
+    Drain,
     /// Every replica catches up once the faults end, and nothing is left half done.
     CatchUp,
 }
@@ -50,6 +54,7 @@ impl fmt::Display for Property {
             Property::Lin => "S1 LIN",
             Property::NoFail => "S2 NOFAIL",
             Property::Once => "S3 ONCE",
+            Property::Whole => "S4 WHOLE",
             Property::Cover => "S5 COVER",
             Property::Lead => "S6 LEAD",
             Property::Log => "S7 LOG",
@@ -59,6 +64,7 @@ impl fmt::Display for Property {
             Property::Stop => "S13 STOP",
             Property::Calm => "S16 CALM",
             Property::Back => "L1 BACK",
+            Property::Drain => "L2 DRAIN",
             Property::CatchUp => "L3 DONE",
         })
     }

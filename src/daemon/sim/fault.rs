@@ -91,6 +91,10 @@ pub struct Plan {
     pub conducts: bool,
     /// How eagerly groups sleep.
     pub hibernation: Hibernation,
+    /// Sessions between entities end after they had nothing to say for so long.
+    pub close_sessions_after: Span,
+    /// Messages between entities that come again long after they were sent. Unit: per mille.
+    pub late_copies: u32,
 }
 
 impl Plan {
@@ -107,6 +111,8 @@ impl Plan {
             log_tail: LOG_TAIL_ENTRIES_MAX,
             conducts: true,
             hibernation: Hibernation::USUAL,
+            close_sessions_after: Span::millis(500),
+            late_copies: 100,
         }
     }
 
@@ -132,6 +138,8 @@ impl Plan {
                 after_ticks: [None, Some(3), Some(8), Some(20), Some(40)][rng.usize(..5)],
                 wakes_per_tick: [1, 3, 50][rng.usize(..3)],
             },
+            close_sessions_after: Span::millis([200, 1_000, 5_000][rng.usize(..3)]),
+            late_copies: [0, 50, 300][rng.usize(..3)],
         }
     }
 

@@ -6,6 +6,7 @@ mod disk;
 pub mod fault;
 pub mod lin;
 mod machine;
+pub mod mail;
 pub mod network;
 pub mod operator;
 pub mod schedule;

@@ -8,7 +8,9 @@ use bytes::Bytes;
 use super::check::{Asked, Once, Outcome, Property, Record, Violation};
 use super::lin::{Moment, What};
 use super::operator::{Step, choose, choose_thaw, shard_of};
+use crate::daemon::core::entity::effects::Relay;
 use crate::daemon::core::time::{Span, Time};
+use crate::protocol::activity::{Body, Sent};
 use crate::protocol::error::{Class, Code, WireError};
 use crate::protocol::id::{NodeId, RequestId, ShardId};
 use crate::protocol::key::Position;
@@ -55,6 +57,8 @@ pub enum Act {
 pub enum Mode {
     /// Draws reads and writes of entities.
     Entities,
+    /// Draws messages between entities.
+    Messages,
     /// Draws splits, moves, merges and leader transfers.
     Operator,
     /// Takes back freezes that somebody left behind.
@@ -89,6 +93,8 @@ pub struct Client {
     last_written: Option<Write>,
     /// Everything it was told.
     pub records: Vec<Record>,
+    /// Messages that it was told its writes have sent.
+    pub sent: Vec<(Position, Vec<Sent>)>,
 }
 
 /// One sending of a request.
@@ -120,6 +126,8 @@ enum Kind {
     /// The id of an earlier write with another content.
     Reuse,
     Show(usize),
+    /// A write of an entity that has messages.
+    Mail,
     List {
         service: String,
         to: Position,
@@ -166,6 +174,7 @@ impl Client {
             heard_of: BTreeSet::new(),
             last_written: None,
             records: Vec::new(),
+            sent: Vec::new(),
             rng,
         }
     }
@@ -351,6 +360,21 @@ impl Client {
                 record.outcome = outcome;
                 Ok(Next::Done)
             }
+            (Kind::Mail, Response::Written(written)) => {
+                if let Request::Write(write) = &task.request {
+                    let from = Position::new(&write.service, &write.key);
+                    self.sent.push((from, written.sent));
+                }
+                Ok(Next::Done)
+            }
+            (Kind::Mail, Response::Error(error))
+                if matches!(
+                    error.code,
+                    Code::NotFound | Code::Exists | Code::DiskFull | Code::OutboxFull
+                ) =>
+            {
+                Ok(Next::Done)
+            }
             (Kind::Forbidden, Response::Error(error)) if error.code == Code::Forbidden => Ok(Next::Done),
             (Kind::Reuse, Response::Error(error)) if error.code == Code::RequestIdReused => Ok(Next::Done),
             // A full disk, told before anybody looked for the id.
@@ -508,6 +532,10 @@ impl Client {
 
     /// Writes down one read.
     fn saw(&mut self, entity: (String, String), from: Moment, to: Moment, seen: Option<(u64, Option<Bytes>)>) {
+        if entity.1.contains('~') {
+            // It changes by messages, too; others judge it.
+            return;
+        }
         match &seen {
             Some((version, _)) => self.known.insert(entity.clone(), *version),
             None => self.known.remove(&entity),
@@ -594,6 +622,7 @@ impl Client {
                 self.begin(now, moment, kind, Request::Map, Role::Admin, stage, acts);
             }
             Mode::Entities => self.start_entities(now, moment, stage, acts),
+            Mode::Messages => self.start_messages(now, moment, stage, acts),
         }
     }
 
@@ -653,9 +682,11 @@ impl Client {
     }
 
     fn known_positions(&self) -> Vec<Position> {
-        HOT_KEYS
-            .iter()
-            .flat_map(|(service, keys)| keys.iter().map(move |key| Position::new(service, key)))
+        let of = |service: &str, keys: &[&str]| -> Vec<Position> {
+            keys.iter().map(|key| Position::new(service, key)).collect()
+        };
+        let hot = HOT_KEYS.iter().flat_map(|(service, keys)| of(service, keys));
+        hot.chain(MAIL_KEYS.iter().flat_map(|(service, keys)| of(service, keys)))
             .collect()
     }
 
@@ -740,6 +771,58 @@ impl Client {
         };
         let (record, request) = self.write(entity, tag, condition, change, moment);
         self.begin(now, moment, Kind::Write(record), request, Role::Writer, stage, acts);
+    }
+
+    fn start_messages(&mut self, now: Time, moment: Moment, stage: &Stage, acts: &mut Vec<Act>) {
+        if self.uses_map && (self.map.shards().next().is_none() || self.rng.u32(..200) == 0) {
+            return self.begin(now, moment, Kind::Map, Request::Map, Role::Writer, stage, acts);
+        }
+        let value = self.number as u64 * 1_000_000 + self.next_number;
+        let (service, key) = self.mail_entity();
+        // Among the receivers is the sender itself, and now and then one that never exists.
+        let (to_service, to_key) = match self.rng.u32(..20) {
+            0 => ("profile".to_owned(), "nobody~".to_owned()),
+            _ => self.mail_entity(),
+        };
+        let to = Position::new(&to_service, &to_key);
+        let (condition, change) = match self.rng.u32(..100) {
+            0..=9 => (Condition::IfAbsent, Change::Put(format!(r#"{{"w":{value}}}"#).into())),
+            10..=84 => {
+                // Each sender has a field of its own: whoever comes last in it says what it is to be.
+                let patch = format!(r#"{{"{service}/{key}":{value}}}"#).into();
+                let body = Box::new(Body::Merge { patch });
+                (Condition::Always, Change::Send { to, body })
+            }
+            _ => {
+                let count = self.rng.usize(..20);
+                let next = (0..count).map(|_| self.mail_entity()).collect();
+                let field = format!("r{value}");
+                let body = Box::new(Relay { field, value, next }.body());
+                (Condition::Always, Change::Send { to, body })
+            }
+        };
+        let id = self.request_id();
+        let write = Write {
+            service,
+            key,
+            id,
+            condition,
+            change,
+        };
+        self.begin(
+            now,
+            moment,
+            Kind::Mail,
+            Request::Write(write),
+            Role::Writer,
+            stage,
+            acts,
+        );
+    }
+
+    fn mail_entity(&mut self) -> (String, String) {
+        let (service, keys) = MAIL_KEYS[self.rng.usize(..MAIL_KEYS.len())];
+        (service.to_owned(), keys[self.rng.usize(..keys.len())].to_owned())
     }
 
     /// Writes down a write that is about to be asked for.
@@ -968,6 +1051,12 @@ fn op(next: Option<(Step, Request)>) -> Next {
 pub const HOT_KEYS: [(&str, [&str; 6]); 2] = [
     ("campaign", ["a1", "h2", "p3", "c4", "m5", "z6"]),
     ("profile", ["k1", "b2", "t3", "e4", "r5", "x6"]),
+];
+
+/// The entities that have messages for one another.
+pub const MAIL_KEYS: [(&str, [&str; 4]); 2] = [
+    ("campaign", ["d~1", "k~2", "q~3", "y~4"]),
+    ("profile", ["a~1", "g~2", "n~3", "w~4"]),
 ];
 
 fn list(from: Position, to: Position, documents: bool, limit: u32) -> Request {

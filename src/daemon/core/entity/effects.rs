@@ -32,6 +32,56 @@ impl Rules for NoRules {
     }
 }
 
+/// Rules for the simulator: `relay` sets a field and calls the next entity of its list to do the same.
+#[doc(hidden)]
+#[derive(Debug, Clone, Copy, Default)]
+pub struct RelayRules;
+
+/// What a `relay` is called with.
+#[doc(hidden)]
+#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+pub struct Relay {
+    /// The field that each sets.
+    pub field: String,
+    /// To this number.
+    pub value: u64,
+    /// Who comes next: service and key.
+    pub next: Vec<(String, String)>,
+}
+
+impl Relay {
+    /// As a message.
+    pub fn body(&self) -> Body {
+        Body::Call {
+            action: "relay".to_owned(),
+            params: serde_json::to_vec(self).expect("text and numbers").into(),
+        }
+    }
+}
+
+impl Rules for RelayRules {
+    fn follow(&self, _draft: &mut Draft<'_>) -> Result<(), Stop> {
+        Ok(())
+    }
+
+    fn receive(&self, _from: &Position, body: &Body, draft: &mut Draft<'_>) -> Result<(), Stop> {
+        let Body::Call { action, params } = body else {
+            return receive_plainly(body, draft);
+        };
+        let relay: Result<Relay, _> = serde_json::from_slice(params);
+        let Some(mut relay) = relay.ok().filter(|_| action == "relay") else {
+            return refuse(Code::NotAccepted, format!("`{action}` is not known"));
+        };
+        let patch = format!(r#"{{"{}":{}}}"#, relay.field, relay.value).into();
+        receive_plainly(&Body::Merge { patch }, draft)?;
+        if !relay.next.is_empty() {
+            let (service, key) = relay.next.remove(0);
+            draft.send(Position::new(&service, &key), relay.body());
+        }
+        Ok(())
+    }
+}
+
 /// Does what needs no schema: put, merge, delete. Everything else is refused, but for what only informs.
 pub fn receive_plainly(body: &Body, draft: &mut Draft<'_>) -> Result<(), Stop> {
     match body {

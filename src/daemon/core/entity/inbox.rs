@@ -20,6 +20,8 @@ pub struct Delivered {
     pub receipt: Receipt,
     /// Numbers of the messages that took effect now.
     pub applied: Range<u64>,
+    /// Those of them that were refused.
+    pub refused: Vec<u64>,
 }
 
 /// The receipt of a parcel that can't change anything, from the rows as they are: for a leader, who need not trouble the
@@ -50,7 +52,11 @@ pub fn deliver(
     state: &mut dyn State,
     delta: &mut Delta,
 ) -> Result<Delivered, StateError> {
-    let nothing = |receipt| Delivered { receipt, applied: 0..0 };
+    let nothing = |receipt| Delivered {
+        receipt,
+        applied: 0..0,
+        refused: Vec::new(),
+    };
     if let Some(receipt) = inspect(parcel, state)? {
         return Ok(nothing(receipt));
     }
@@ -67,10 +73,12 @@ pub fn deliver(
         .filter(|known| known.session == parcel.session)
         .map_or(0, |known| known.last);
     let skip = (last + 1 - first) as usize;
-    let mut number = last;
+    let (mut number, mut refused) = (last, Vec::new());
     for letter in &letters[skip..] {
         number += 1;
-        take(&mut subject, parcel, number, letter, context, rules, state, delta)?;
+        if !take(&mut subject, parcel, number, letter, context, rules, state, delta)? {
+            refused.push(number);
+        }
     }
     let source = Source {
         session: parcel.session,
@@ -82,10 +90,11 @@ pub fn deliver(
     Ok(Delivered {
         receipt: Receipt::Applied { last: number },
         applied: last + 1..number + 1,
+        refused,
     })
 }
 
-/// One message takes effect, or is refused, which its sender is told in the same entry.
+/// One message takes effect, or is refused (`false`), which its sender is told in the same entry.
 #[expect(clippy::too_many_arguments, reason = "what applying hands through")]
 fn take(
     subject: &mut Subject,
@@ -96,11 +105,12 @@ fn take(
     rules: &dyn Rules,
     state: &mut dyn State,
     delta: &mut Delta,
-) -> Result<(), StateError> {
+) -> Result<bool, StateError> {
     let letter: Result<Letter, _> = codec::decode(letter);
     let Ok(letter) = letter else {
         let error = WireError::new(Code::Internal, "the message can't be read");
-        return tell(subject, parcel, number, "unreadable", error, 0, context, state, delta);
+        tell(subject, parcel, number, "unreadable", error, 0, context, state, delta)?;
+        return Ok(false);
     };
     let mut draft = subject.draft(context, letter.depth, state);
     let decided = decide(&letter.body, parcel, rules, &mut draft, state).map(|()| draft.decided());
@@ -110,13 +120,14 @@ fn take(
             if let Body::Refused { .. } = &letter.body {
                 remember(parcel, &letter.body, context, state)?;
             }
-            Ok(())
+            Ok(true)
         }
         // Of what it is told itself an entity does not complain: there is no end to that.
-        Err(_) if matches!(letter.body, Body::Refused { .. } | Body::Cancelled { .. }) => Ok(()),
+        Err(_) if matches!(letter.body, Body::Refused { .. } | Body::Cancelled { .. }) => Ok(false),
         Err(error) => {
             let (action, depth) = (letter.body.action(), letter.depth);
-            tell(subject, parcel, number, action, error, depth, context, state, delta)
+            tell(subject, parcel, number, action, error, depth, context, state, delta)?;
+            Ok(false)
         }
     }
 }

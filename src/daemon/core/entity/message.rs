@@ -89,6 +89,9 @@ pub enum Known {
     Idle,
     /// The receiver has forgotten the session.
     Forgotten,
+    /// A bug planted by the simulator: a receiver's mark, late.
+    #[doc(hidden)]
+    Planted(u64),
 }
 
 /// A pair's row at its sender has changed: for the leader's list of what is to be sent.
@@ -100,6 +103,8 @@ pub struct PairNews {
     pub to: Position,
     /// The row, or that there is none any more.
     pub partner: Option<Partner>,
+    /// The message that was recorded with it.
+    pub letter: Option<Bytes>,
 }
 
 impl Partner {

@@ -72,7 +72,8 @@ pub(super) fn send(
             wall_ms: context.wall_ms,
             body,
         };
-        state.put(outbox_row(&from, &to, number), Some(codec::encode(&letter)));
+        let letter = codec::encode(&letter);
+        state.put(outbox_row(&from, &to, number), Some(letter.clone()));
         state.put(row, Some(codec::encode(&partner)));
         sent.push(Sent {
             to: to.clone(),
@@ -83,6 +84,7 @@ pub(super) fn send(
             from: from.clone(),
             to,
             partner: Some(partner),
+            letter: Some(letter),
         });
     }
     state.put(tally_row(&from), Some(codec::encode(&tally)));
@@ -92,6 +94,15 @@ pub(super) fn send(
 /// Takes in what is known of a pair. What is late, or was heard before, changes nothing.
 pub fn acknowledge(known: &Acknowledgement, state: &mut dyn State, delta: &mut Delta) -> Result<(), StateError> {
     let (from, to) = (&known.from, &known.to);
+    if let Known::Planted(last) = known.what {
+        let mark = Source {
+            session: known.session,
+            last,
+            version: 0,
+        };
+        state.put(source_row(from, to), Some(codec::encode(&mark)));
+        return Ok(());
+    }
     let row = partner_row(from, to);
     let Some(mut partner) = read_row::<Partner>(&row, state)? else {
         return Ok(());
@@ -129,16 +140,19 @@ pub fn acknowledge(known: &Acknowledgement, state: &mut dyn State, delta: &mut D
                     from: from.clone(),
                     to: to.clone(),
                     partner: None,
+                    letter: None,
                 });
             }
             return Ok(());
         }
+        Known::Planted(_) => return Ok(()),
     }
     state.put(row, Some(codec::encode(&partner)));
     delta.pairs.push(PairNews {
         from: from.clone(),
         to: to.clone(),
         partner: Some(partner),
+        letter: None,
     });
     Ok(())
 }

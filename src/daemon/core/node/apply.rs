@@ -2,8 +2,6 @@
 use super::*;
 use crate::daemon::core::entity::effects::NoRules;
 use crate::daemon::core::entity::machine::Delta;
-use crate::daemon::core::entity::{inbox, outbox};
-use crate::protocol::parcel::Receipt;
 
 impl Node {
     pub(super) fn apply(
@@ -106,11 +104,17 @@ impl Node {
                     return Ok((Response::Error(WireError::new(Code::StaleRoute, text)), hint));
                 }
                 let mut delta = Delta::default();
-                let outcome = machine::apply(write, context, &NoRules, state, &mut delta)?;
-                self.take_delta(replica, delta);
+                let outcome = machine::apply(write, context, self.rules_of(replica), state, &mut delta)?;
+                self.take_delta(replica, entry, delta, effects);
                 outcome.map_or_else(Response::Error, Response::Written)
             }
-            Command::Split { epoch, at, child, .. } => self.apply_split(replica, *epoch, at, *child, effects),
+            Command::Split { epoch, at, child, .. } => {
+                let response = self.apply_split(replica, *epoch, at, *child, effects);
+                if let Response::Split { right, .. } = &response {
+                    self.forget_sources(&right.range, state)?;
+                }
+                response
+            }
             Command::Freeze {
                 epoch,
                 into,
@@ -125,28 +129,8 @@ impl Node {
             Command::Deliver(_) | Command::Acknowledge(_) if replica.shard.frozen.is_some() => {
                 return Ok((Response::Error(merge::frozen(&replica.shard)), None));
             }
-            Command::Deliver(parcels) => {
-                let mut delta = Delta::default();
-                let mut receipts = Vec::with_capacity(parcels.len());
-                for parcel in parcels {
-                    let receipt = if replica.shard.range.contains(&parcel.to) {
-                        inbox::deliver(parcel, context, &NoRules, state, &mut delta)?.receipt
-                    } else {
-                        Receipt::Elsewhere(self.hint_for(&parcel.to))
-                    };
-                    receipts.push((parcel.slot, receipt));
-                }
-                self.take_delta(replica, delta);
-                Response::Receipts(receipts)
-            }
-            Command::Acknowledge(all) => {
-                let mut delta = Delta::default();
-                for known in all.iter().filter(|known| replica.shard.range.contains(&known.from)) {
-                    outbox::acknowledge(known, state, &mut delta)?;
-                }
-                self.take_delta(replica, delta);
-                Response::Receipts(Vec::new())
-            }
+            Command::Deliver(parcels) => self.apply_deliver(replica, entry, parcels, context, state, effects)?,
+            Command::Acknowledge(all) => self.apply_acknowledge(replica, entry, all, state, effects)?,
             Command::Directory(command) => {
                 let Some(directory) = self.directory.as_mut() else {
                     return Err(StateError::Io("a directory command outside the directory".to_owned()));
@@ -162,13 +146,6 @@ impl Node {
             }
         };
         Ok((response, None))
-    }
-
-    /// Takes in what a write or messages did besides.
-    fn take_delta(&mut self, replica: &mut Replica, delta: Delta) {
-        replica.entities = replica.entities.saturating_add_signed(delta.entities);
-        replica.bytes = replica.bytes.saturating_add_signed(delta.bytes);
-        self.pairs_changed(replica.shard.id, delta.pairs);
     }
 
     pub(super) fn apply_split(

@@ -42,6 +42,7 @@ type Pair = (Position, Position);
 #[derive(Debug)]
 struct Sender {
     term: u64,
+    close_after: Span,
     pairs: BTreeMap<Pair, State>,
     ready: VecDeque<Pair>,
     /// When pairs that rest are to be looked at again.
@@ -99,10 +100,11 @@ struct Batch {
 }
 
 impl Sender {
-    fn new(term: u64, range: &KeyRange) -> Self {
+    fn new(term: u64, range: &KeyRange, close_after: Span) -> Self {
         let [work, _] = range.row_ranges();
         Self {
             term,
+            close_after,
             pairs: BTreeMap::new(),
             ready: VecDeque::new(),
             alarms: BTreeSet::new(),
@@ -176,7 +178,7 @@ impl Sender {
         } else if partner.outstanding() > 0 {
             ACKNOWLEDGE_AGAIN_AFTER
         } else if partner.open == 0 {
-            CLOSE_AFTER
+            self.close_after
         } else {
             return;
         };
@@ -223,7 +225,7 @@ impl Sender {
             // Should an entry get lost, it is proposed again.
             if partner.outstanding() > 0 {
                 self.acknowledge(&pair, session, Known::Applied(done));
-            } else if partner.open == 0 && now.since(state.active) >= CLOSE_AFTER {
+            } else if partner.open == 0 && now.since(state.active) >= self.close_after {
                 self.acknowledge(&pair, session, Known::Idle);
             }
             self.consider(pair, now);
@@ -287,7 +289,15 @@ impl Sender {
                 let partner =
                     codec::decode(&value).map_err(|error| StateError::Io(format!("{from} to {to}: {error}")))?;
                 let partner = Some(partner);
-                self.learn(PairNews { from, to, partner }, now);
+                self.learn(
+                    PairNews {
+                        from,
+                        to,
+                        partner,
+                        letter: None,
+                    },
+                    now,
+                );
             }
             if let Some(next) = go_on.filter(|next| *next < end) {
                 self.unread.push((next, end));
@@ -341,7 +351,10 @@ impl Node {
         if !replica.is_leader() {
             senders.remove(&shard);
         } else if senders.get(&shard).is_none_or(|sender| sender.term != term) {
-            senders.insert(shard, Sender::new(term, &replica.shard.range));
+            senders.insert(
+                shard,
+                Sender::new(term, &replica.shard.range, self.config.close_sessions_after),
+            );
             self.dispatch.active.insert(shard);
         }
     }
@@ -632,7 +645,8 @@ impl Node {
             }
             is_finish = parcel.content == Content::Finish;
             // A session that this replica does not know may be in the log behind it; that is no reason to call it closed.
-            let known = if is_finish {
+            let must_ask = is_finish || self.config.planted == PlantedBug::TakesAnyTicket && has_ticket(&parcel);
+            let known = if must_ask {
                 None
             } else {
                 inbox::inspect(&parcel, state)?
@@ -651,6 +665,11 @@ impl Node {
         if is_finish {
             self.dispatch.finishing.push((shard, waiting, proposed));
             return Ok(());
+        }
+        if self.config.planted == PlantedBug::AcknowledgesEarly {
+            let receipts = proposed.iter().map(|parcel| (parcel.slot, early_receipt(parcel)));
+            let receipts = Response::Receipts(receipts.collect());
+            self.reply(waiting, receipts, None, None, effects);
         }
         if let Some(replica) = self.replicas.get_mut(&shard) {
             replica.propose(Command::Deliver(proposed), waiting);
@@ -840,6 +859,20 @@ fn content_of(pair: &Pair, known: &State, state: &dyn super::State) -> Result<Op
     }))
 }
 
+fn has_ticket(parcel: &Parcel) -> bool {
+    matches!(parcel.content, Content::Letters { ticket: Some(_), .. })
+}
+
+/// A planted bug: what will be true, if all goes well.
+fn early_receipt(parcel: &Parcel) -> Receipt {
+    match &parcel.content {
+        Content::Letters { first, letters, .. } => Receipt::Applied {
+            last: first + letters.len() as u64 - 1,
+        },
+        Content::Finish => Receipt::Closed,
+    }
+}
+
 fn own_waiting(now: Time) -> Waiting {
     Waiting {
         waiter: Waiter::Own,
@@ -876,7 +909,5 @@ const BACKOFF_FIRST: Span = Span::millis(50);
 const BACKOFF_DOUBLINGS_MAX: u32 = 10;
 /// An acknowledgement that is not in the rows by then is proposed again.
 const ACKNOWLEDGE_AGAIN_AFTER: Span = Span::secs(1);
-/// A session with nothing outstanding ends after this long.
-const CLOSE_AFTER: Span = Span::secs(5);
 /// Sessions end at their receivers this often, all at once: a ticket is good for as long as none of them does.
 const FINISH_EVERY: Span = Span::millis(250);

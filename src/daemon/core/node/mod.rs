@@ -31,6 +31,7 @@ use crate::protocol::shard_map::{
 mod apply;
 mod catch_up;
 mod clockwork;
+mod deliver;
 mod dispatch;
 mod hibernation;
 mod membership;
@@ -79,6 +80,12 @@ pub struct NodeConfig {
     pub conducts: bool,
     /// When groups in which nothing happens sleep.
     pub hibernation: Hibernation,
+    /// Sessions between entities with nothing outstanding end after this long: `CLOSE_SESSIONS_AFTER`, but for the
+    /// simulator, which has not got the time.
+    pub close_sessions_after: Span,
+    /// Whether every message between entities is told as an event, and `relay` is accepted: for the simulator.
+    #[doc(hidden)]
+    pub tells_messages: bool,
     /// A bug to be planted by the simulator, to see that its properties catch it.
     #[doc(hidden)]
     pub planted: PlantedBug,
@@ -105,6 +112,14 @@ pub enum PlantedBug {
     ReadsAsleep,
     /// A sleeping replica does not hear who asks for its vote.
     DeafAsleep,
+    /// Messages take effect in one entry, the mark that says so follows in another.
+    MarksLater,
+    /// Messages are acknowledged when they are proposed.
+    AcknowledgesEarly,
+    /// A split's right half forgets what its entities have had.
+    SplitForgetsSources,
+    /// Tickets are taken whatever they say.
+    TakesAnyTicket,
 }
 
 /// A service of a new cluster.

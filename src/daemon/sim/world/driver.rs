@@ -186,6 +186,7 @@ impl World {
                     if let CoreEvent::Changed { shard } = &event {
                         self.cover.learn(id, shard)?;
                     }
+                    self.mail.see(&event)?;
                     self.count(&event);
                 }
                 Effect::Stopped => {
@@ -222,6 +223,7 @@ impl World {
                 self.held.entry((machine, to)).or_default().push(messages);
                 continue;
             }
+            self.keep_mail(machine, to, &messages);
             let [first, second] = self.network.send(now, machine, to);
             if let Some(at) = second {
                 let messages = messages.clone();

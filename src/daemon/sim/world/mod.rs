@@ -11,6 +11,7 @@ use super::disk::{Engine, Media};
 use super::fault::Plan;
 use super::lin::Moment;
 use super::machine::{DiskManner, Machine};
+use super::mail::Mail;
 use super::network::{Network, Place};
 use super::schedule::Schedule;
 use super::trace::{BriefResponse, Trace};
@@ -29,6 +30,7 @@ mod driver;
 mod inspect;
 mod life;
 mod manual;
+mod post;
 mod trouble;
 
 use inspect::replicas;
@@ -55,6 +57,14 @@ pub enum Bug {
     ReadsAsleep,
     /// A sleeping replica does not hear who asks for its vote.
     DeafAsleep,
+    /// Messages take effect in one entry, the mark that says so follows in another.
+    MarksLater,
+    /// Messages are acknowledged when they are proposed.
+    AcknowledgesEarly,
+    /// A split's right half forgets what its entities have had.
+    SplitForgetsSources,
+    /// Tickets are taken whatever they say.
+    TakesAnyTicket,
 }
 
 /// What a run is like.
@@ -114,6 +124,8 @@ pub struct Report {
     pub elections: u64,
     /// Changes of replicas, freezes, merges, thaws, destroyed copies.
     pub operations: [usize; 5],
+    /// Messages between entities.
+    pub messages: u64,
 }
 
 /// A run that broke a promise.
@@ -169,6 +181,11 @@ pub struct World {
     is_healed: bool,
     /// Every so many frames one goes through the codec.
     frames: u64,
+    mail: Mail,
+    /// Messages between entities that were on their way once, and may come again.
+    old_mail: Vec<(usize, usize, Vec<Message>)>,
+    /// Draws late copies.
+    mail_rng: fastrand::Rng,
     is_manual: bool,
     /// In a scenario: frames on their way.
     held: BTreeMap<(usize, usize), Vec<Vec<Message>>>,
@@ -291,6 +308,7 @@ impl World {
             .unwrap_or_else(|| Plan::drawn(stream(options.seed, 1)));
         let client_count = rng.usize(5..10);
         let operators = 1 + rng.usize(..2);
+        let senders = 1 + rng.usize(..2);
         let trace = if options.print {
             Trace::printed()
         } else {
@@ -302,6 +320,8 @@ impl World {
         for number in 0..client_count {
             let mode = if number < operators {
                 Mode::Operator
+            } else if number < operators + senders {
+                Mode::Messages
             } else {
                 Mode::Entities
             };
@@ -364,6 +384,9 @@ impl World {
             machine_rng: fastrand::Rng::with_seed(stream(options.seed, 4)),
             is_healed: false,
             frames: 0,
+            mail: Mail::default(),
+            old_mail: Vec::new(),
+            mail_rng: fastrand::Rng::with_seed(stream(options.seed, 6)),
             is_manual: false,
             held: BTreeMap::new(),
             faults: 0,
@@ -419,6 +442,8 @@ impl World {
                 } else {
                     self.plan.hibernation
                 },
+                close_sessions_after: self.plan.close_sessions_after,
+                tells_messages: true,
                 planted: match self.bug {
                     Bug::ParentLingers => PlantedBug::ParentLingers,
                     Bug::DestroysUnheard => PlantedBug::DestroysUnheard,
@@ -427,6 +452,10 @@ impl World {
                     Bug::ApplyTwice => PlantedBug::ApplyTwice,
                     Bug::ReadsAsleep => PlantedBug::ReadsAsleep,
                     Bug::DeafAsleep => PlantedBug::DeafAsleep,
+                    Bug::MarksLater => PlantedBug::MarksLater,
+                    Bug::AcknowledgesEarly => PlantedBug::AcknowledgesEarly,
+                    Bug::SplitForgetsSources => PlantedBug::SplitForgetsSources,
+                    Bug::TakesAnyTicket => PlantedBug::TakesAnyTicket,
                     Bug::None | Bug::AckBeforeSync => PlantedBug::None,
                 },
             };
@@ -514,6 +543,7 @@ impl World {
             Some(format!("client {} is still at its last request", busy + 1))
         })?;
         self.run_until(Property::CatchUp, Span::secs(20), World::half_done)?;
+        self.drain_mail()?;
         self.tell(janitor, Mode::Quiet);
         self.run_until(Property::Back, BACK, |world| {
             (!world.clients[janitor].is_quiet()).then(|| String::from("the janitor is busy"))
@@ -533,6 +563,7 @@ impl World {
             }
         })?;
         self.compare_rows()?;
+        self.mail.check_documents(|entity| self.document_of(entity))?;
         let records: Vec<Record> = self.records().cloned().collect();
         judge_history(&records)?;
         Ok(self.report(&records))
@@ -558,6 +589,7 @@ impl World {
             snapshots: self.snapshots,
             elections: self.elections,
             operations: std::array::from_fn(|what| self.operations[what].len()),
+            messages: self.mail.count(),
         }
     }
 

@@ -1,0 +1,117 @@
+//! Messages between entities: copies that come late, and the day on which all must have arrived.
+use std::ops::ControlFlow;
+
+use super::super::check::{Property, Violation};
+use crate::daemon::core::entity::machine;
+use crate::daemon::core::state::State;
+use crate::protocol::key::{RowKind, split_row_key};
+
+use super::*;
+
+impl World {
+    /// Some of what entities have for one another comes again after seconds or a minute, some at the very end.
+    pub(super) fn keep_mail(&mut self, from: usize, to: usize, messages: &[Message]) {
+        if self.plan.late_copies == 0 {
+            return;
+        }
+        let is_mail = |message: &&Message| matches!(message, Message::Deliver { .. } | Message::Delivered { .. });
+        let mail: Vec<Message> = messages.iter().filter(is_mail).cloned().collect();
+        if mail.is_empty() {
+            return;
+        }
+        if self.mail_rng.u32(..1000) < self.plan.late_copies {
+            let pause = Span::millis(self.mail_rng.u64(1..60_000));
+            let messages = mail.clone();
+            self.schedule.after(pause, Event::Frame { to, from, messages });
+        }
+        if self.old_mail.len() < OLD_MAIL_MAX {
+            self.old_mail.push((from, to, mail));
+        } else if self.mail_rng.bool() {
+            let at = self.mail_rng.usize(..OLD_MAIL_MAX);
+            self.old_mail[at] = (from, to, mail);
+        }
+    }
+
+    /// L2 DRAIN: everything is applied, and no row tells of it any more. Then everything comes once more, and changes
+    /// nothing; and again when all nodes have been down for an hour.
+    pub(super) fn drain_mail(&mut self) -> Result<(), Violation> {
+        for client in &self.clients {
+            for (from, sent) in &client.sent {
+                self.mail.told(from, sent)?;
+            }
+        }
+        self.run_until(Property::Drain, DRAIN, World::mail_left)?;
+        self.repeat_mail()?;
+        if self.seed.is_multiple_of(8) {
+            for machine in 0..self.machines.len() {
+                self.crash(machine, true);
+                self.schedule.after(Span::secs(3_600), Event::Start { machine });
+            }
+            self.run_to(self.schedule.now() + Span::secs(3_605))?;
+            self.repeat_mail()?;
+        }
+        Ok(())
+    }
+
+    fn repeat_mail(&mut self) -> Result<(), Violation> {
+        let mut old = self.old_mail.clone();
+        self.mail_rng.shuffle(&mut old);
+        for (from, to, messages) in old {
+            let pause = Span::millis(self.mail_rng.u64(1..2_000));
+            self.schedule.after(pause, Event::Frame { to, from, messages });
+        }
+        self.run_to(self.schedule.now() + Span::secs(2))?;
+        self.run_until(Property::Drain, DRAIN, World::mail_left)
+    }
+
+    /// A message that is not applied, or a row of a pair that has nothing more to say to each other.
+    fn mail_left(&self) -> Option<String> {
+        if let Some(missing) = self.mail.missing() {
+            return Some(missing);
+        }
+        let kinds = [RowKind::Tally, RowKind::Partner, RowKind::Outbox, RowKind::Source].map(|kind| kind as u8);
+        for machine in &self.machines {
+            let Some(process) = &machine.process else {
+                return Some(format!("{} is down", machine.id));
+            };
+            for replica in process.node.replicas().filter(|replica| replica.is_initialized()) {
+                let mut left = None;
+                for (start, end) in replica.shard.range.row_ranges() {
+                    let _ = process.store.scan(&start, &end, &mut |row, _| {
+                        let kind = split_row_key(row).map(|(_, kind, _)| kind);
+                        if kind.is_some_and(|kind| kinds.contains(&kind)) {
+                            left = Some(row.clone());
+                            return ControlFlow::Break(());
+                        }
+                        ControlFlow::Continue(())
+                    });
+                }
+                if let Some(row) = left {
+                    let (shard, row) = (replica.shard.id, row.escape_ascii().to_string());
+                    return Some(format!("{} still has a row {row} in {shard}", machine.id));
+                }
+            }
+        }
+        None
+    }
+
+    /// The document as the nodes have it.
+    pub(super) fn document_of(&self, entity: &Position) -> Option<Bytes> {
+        let holds = |machine: &&Machine| {
+            let process = machine.process.as_ref();
+            process.is_some_and(|process| {
+                let mut replicas = process.node.replicas();
+                replicas.any(|replica| replica.is_leader() && replica.shard.range.contains(entity))
+            })
+        };
+        let process = self.machines.iter().find(holds)?.process.as_ref()?;
+        machine::read(entity, &process.store)
+            .ok()?
+            .map(|entity| entity.document)
+    }
+}
+
+/// Longest time from the end of all trouble to empty outboxes: the longest pause between two attempts, with room for the
+/// rest.
+const DRAIN: Span = Span::secs(60);
+const OLD_MAIL_MAX: usize = 300;
