@@ -112,6 +112,7 @@ fn meta(shard: u64, applied: u64) -> ReplicaMeta {
         frozen: None,
         newest_replica: ReplicaId(1),
         absorbed: Vec::new(),
+        quarantined: Vec::new(),
     };
     ReplicaMeta {
         applied,

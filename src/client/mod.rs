@@ -1134,6 +1134,7 @@ fn goal(request: &Request) -> Goal {
         Request::List { from, .. } => Goal::Position(from.clone()),
         Request::SplitShard { shard, .. }
         | Request::TransferLeader { shard, .. }
+        | Request::VerifyShard { shard }
         | Request::ChangeReplicas { shard, .. }
         | Request::FreezeShard { shard, .. }
         | Request::ThawShard { shard, .. }

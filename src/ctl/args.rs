@@ -417,6 +417,14 @@ pub enum ShardCommand {
         #[arg(long, value_name = "NODE")]
         on: String,
     },
+    /// Compare the shard's copies with each other, row by row; ends with 5 where they differ
+    #[command(
+        before_help = "Examples:\n  isxctl shard verify s-2\n  isxctl shard verify s-2 --timeout 60s --output json"
+    )]
+    Verify {
+        /// The shard
+        shard: ShardId,
+    },
     /// Verbs that change shards.
     #[command(flatten)]
     Verb(super::ops::ShardVerb),

@@ -222,6 +222,7 @@ pub(super) async fn shard(env: &Environment, command: ShardCommand) -> Ended {
             dry_run,
         } => split(env, shard, at, into, dry_run).await,
         ShardCommand::Verb(verb) => super::ops::shard(env, verb).await,
+        ShardCommand::Verify { shard } => super::verify::verify(env, shard).await,
         ShardCommand::Lead { shard, on } => lead(env, shard, &on).await,
     }
 }

@@ -50,7 +50,24 @@ pub(super) struct Finding {
 }
 
 /// Every code, with what it means.
-const CODES: [(&str, &str); 10] = [
+const CODES: [(&str, &str); 13] = [
+    (
+        "REPLICAS_DIFFER",
+        "The copies of a shard hold different rows and no majority of them agrees, so nobody can say which is right. Nothing \
+         was changed. `isxctl shard verify` shows where they begin to differ; compare those entities with what the \
+         application knows, and keep a backup of all copies.",
+    ),
+    (
+        "REPLICA_DAMAGED",
+        "A row of a copy fails its checksum, and the shard has no other sound copy that could take this one's place. The row \
+         is never returned; all others are served. Bring the nodes with the other copies back, or restore from a backup.",
+    ),
+    (
+        "REPLICA_QUARANTINED",
+        "A copy is damaged or differs from most others of its shard. It serves nothing and is not counted on; once the other \
+         copies have been read from end to end it is removed and made again under a new id, without a hand. If it comes \
+         back, look at that node's disk and memory.",
+    ),
     (
         "SHARD_NO_QUORUM",
         "Fewer than a majority of the shard's voters answer. It refuses writes and linearizable reads until enough of them are \
@@ -158,11 +175,21 @@ impl Cluster {
             for text in &status.findings {
                 let (code, severity, next) = if text.starts_with("disk nearly full") {
                     ("DISK_FULL", Severity::Critical, "make room on its disk".to_owned())
+                } else if let Some(code) = ["REPLICAS_DIFFER", "REPLICA_DAMAGED", "REPLICA_QUARANTINED"]
+                    .into_iter()
+                    .find(|code| text.starts_with(code))
+                {
+                    let severity = match code {
+                        "REPLICA_QUARANTINED" => Severity::Warn,
+                        _ => Severity::Critical,
+                    };
+                    (code, severity, "isxctl shard list --problem".to_owned())
                 } else if text.ends_with("have no leader") {
                     ("NODE_LEADERLESS", Severity::Warn, format!("isxctl node show {name}"))
                 } else {
                     ("NODE_FINDING", Severity::Warn, format!("isxctl node show {name}"))
                 };
+                let text = text.strip_prefix(code).map_or(text.as_str(), str::trim_start);
                 add(code, severity, None, format!("{name}: {text}"), next);
             }
             for peer in &status.peers {

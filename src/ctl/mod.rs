@@ -18,6 +18,7 @@ pub mod simulate;
 mod status;
 mod topics;
 mod transfer;
+mod verify;
 
 use std::cell::Cell;
 use std::io::IsTerminal;

@@ -11,7 +11,7 @@ use super::{Ended, Environment};
 use crate::client::ClientError;
 use crate::protocol::id::{NodeId, ShardId};
 use crate::protocol::request::{NodeStatus, ReplicaStatus};
-use crate::protocol::shard_map::{NodeInfo, ShardDescriptor};
+use crate::protocol::shard_map::{NodeInfo, ReplicaDescriptor, ShardDescriptor};
 
 /// What all nodes that answered know together.
 pub(super) struct Cluster {
@@ -116,12 +116,8 @@ impl Cluster {
             let status = self.answered.get(&node)?;
             status.replicas.iter().find(|replica| replica.shard.id == shard.id)
         };
-        let voters: Vec<NodeId> = shard
-            .replicas
-            .iter()
-            .filter(|r| r.role.votes())
-            .map(|r| r.node)
-            .collect();
+        let is_up = |replica: &&ReplicaDescriptor| of(replica.node).is_some() && !shard.is_quarantined(replica.id);
+        let voters: Vec<&ReplicaDescriptor> = shard.replicas.iter().filter(|r| r.role.votes()).collect();
         let copies = shard
             .replicas
             .iter()
@@ -139,7 +135,7 @@ impl Cluster {
         ShardHealth {
             shard,
             leader,
-            up: voters.iter().filter(|&&node| of(node).is_some()).count(),
+            up: voters.iter().copied().filter(is_up).count(),
             voters: voters.len(),
             lag: if leader.is_some() { lag } else { 0 },
         }

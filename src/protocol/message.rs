@@ -68,6 +68,26 @@ pub enum Message {
     Sleep(SleepOffer),
     /// The answer of a replica that sleeps from now on.
     SleepAccepted(SleepOffer),
+    /// To whoever asked the copies of a shard for the sum of a slice of their rows.
+    Summed {
+        /// The shard.
+        shard: ShardId,
+        /// The copy.
+        replica: ReplicaId,
+        /// The entry that asked.
+        index: u64,
+        /// What the rows come to.
+        sum: SliceSum,
+    },
+    /// To the leader of a shard: this copy of it is damaged.
+    Damaged {
+        /// The shard.
+        shard: ShardId,
+        /// The copy.
+        replica: ReplicaId,
+        /// What was found.
+        why: String,
+    },
 }
 
 /// A group agrees to sleep: at this leader's term, with this log, and only if nothing has happened since.
@@ -87,6 +107,31 @@ pub struct SleepOffer {
     pub number: u64,
     /// Whether all replicas have everything, the silent ones too.
     pub is_complete: bool,
+}
+
+/// What some rows of a shard come to, on one copy.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub enum SliceSum {
+    /// All of them could be read.
+    Rows {
+        /// Key of the first; `None` where there is none.
+        first: Option<Bytes>,
+        /// How many.
+        rows: u32,
+        /// Keys and values. Unit: bytes.
+        bytes: u64,
+        /// Hash over keys and values in order, and over the copy's bookkeeping.
+        hash: u64,
+        /// Key of the first row behind them; `None` at the shard's end.
+        next: Option<Bytes>,
+    },
+    /// One of them fails its checksum.
+    Damaged {
+        /// Which, printable.
+        row: String,
+    },
+    /// They were not read.
+    Unread,
 }
 
 /// What a node tells of itself.

@@ -16,3 +16,4 @@ pub mod parcel;
 pub mod request;
 pub mod schema;
 pub mod shard_map;
+pub mod verify;

@@ -111,6 +111,12 @@ pub enum Request {
         /// Who should lead.
         to: NodeId,
     },
+    /// Compare the shard's copies with each other, row by row. Answered when all rows were read, with
+    /// `Response::Verified`.
+    VerifyShard {
+        /// The shard.
+        shard: ShardId,
+    },
     /// Change a shard's replicas in one step; more than one change of voters goes through a joint configuration. Answered
     /// when the step is done.
     ChangeReplicas {
@@ -396,6 +402,8 @@ pub enum Response {
     Registered(NodeInfo),
     /// Between nodes only: what became of parcels, by their slots.
     Receipts(Vec<(u32, Receipt)>),
+    /// To `VerifyShard`.
+    Verified(Box<super::verify::Verified>),
 }
 
 /// What a joining host gets.

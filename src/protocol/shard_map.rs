@@ -70,6 +70,8 @@ pub struct ShardDescriptor {
     /// The newest replica that was ever added: a later one has a higher id. A replica that was removed must never be
     /// added again under its id; its node remembers that it destroyed it.
     pub newest_replica: ReplicaId,
+    /// Copies that are damaged or differ from the others: they serve nothing, are not counted on, and are to be replaced.
+    pub quarantined: Vec<ReplicaId>,
 }
 
 /// How many absorbed shards a descriptor remembers. A merge that was given up must be settled before its shard has taken
@@ -100,6 +102,11 @@ impl ShardDescriptor {
     /// with it as long as it lives, and epochs only grow at every place.
     pub fn has_taken(&self, other: &ShardDescriptor) -> bool {
         self.id != other.id && self.epoch > other.epoch && self.range.contains(&other.range.start)
+    }
+
+    /// Whether a copy is known to be damaged or to differ from the others.
+    pub fn is_quarantined(&self, id: ReplicaId) -> bool {
+        self.quarantined.contains(&id)
     }
 
     /// The copy on `node`.
@@ -384,6 +391,7 @@ mod tests {
             frozen: None,
             newest_replica: Default::default(),
             absorbed: Vec::new(),
+            quarantined: Vec::new(),
         }
     }
 
@@ -392,6 +400,7 @@ mod tests {
         let (left, right) = (shard(1, 2, "", Some("m")), shard(2, 3, "m", None));
         let merged = ShardDescriptor {
             absorbed: vec![ShardId(2)],
+            quarantined: Vec::new(),
             ..shard(1, 4, "", None)
         };
         let split = [shard(1, 5, "", Some("m")), shard(3, 5, "m", None)];

@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 use super::directory::DirectoryCommand;
 use super::entity::message::Acknowledgement;
 use crate::protocol::codec::{self, CodecError};
-use crate::protocol::id::{Epoch, RequestId, ShardId};
+use crate::protocol::id::{Epoch, NodeId, ReplicaId, RequestId, ShardId};
 use crate::protocol::key::Position;
 use crate::protocol::parcel::Parcel;
 use crate::protocol::request::{ReplicaChange, Write};
@@ -86,6 +86,20 @@ pub enum Command {
         /// The operator's request.
         id: RequestId,
     },
+    /// Sum up some rows as of this entry, and tell the leader. Changes nothing.
+    Verify {
+        /// Whom to tell.
+        by: NodeId,
+        /// Key of the first row, or of a place before it.
+        from: Bytes,
+        /// At most so many rows.
+        rows: u32,
+    },
+    /// A copy is damaged or differs from the others.
+    Quarantine {
+        /// The copy.
+        replica: ReplicaId,
+    },
     /// Change the directory.
     Directory(DirectoryCommand),
     /// Messages from entities elsewhere for entities of this shard.
@@ -144,7 +158,8 @@ impl Command {
             Command::Write(write) => write.change.size() + write.key.len() + write.service.len() + 40,
             Command::Split { .. } => 600,
             Command::ChangeReplicas { .. } | Command::LeaveJoint => 300,
-            Command::Freeze { .. } | Command::BumpEpoch { .. } => 100,
+            Command::Freeze { .. } | Command::BumpEpoch { .. } | Command::Quarantine { .. } => 100,
+            Command::Verify { from, .. } => from.len() + 40,
             Command::Merge { .. } | Command::Thaw { .. } => 2_000,
             Command::Directory(_) => 1000,
             Command::Deliver(parcels) => parcels.iter().map(Parcel::size).sum(),

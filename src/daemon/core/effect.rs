@@ -6,7 +6,7 @@ use super::event::Event;
 use super::input::SessionId;
 use super::state::{Install, LogBatch, LogSeq, ReplicaMeta};
 use super::time::Time;
-use crate::protocol::id::NodeId;
+use crate::protocol::id::{NodeId, ShardId};
 use crate::protocol::key::KeyRange;
 use crate::protocol::message::{Message, SnapshotHeader};
 use crate::protocol::request::{Response, RouteHint};
@@ -59,6 +59,13 @@ pub enum Effect {
         header: Box<SnapshotHeader>,
         /// Which rows.
         range: KeyRange,
+    },
+    /// Read the slice that `State::keep` has kept, on another thread, then `Input::Hashed`.
+    HashSlice {
+        /// The shard.
+        shard: ShardId,
+        /// The entry that asked.
+        index: u64,
     },
     /// Tell people.
     Event(Event),

@@ -129,6 +129,33 @@ pub enum Event {
         /// As it lies in the sender's rows.
         letter: Bytes,
     },
+    /// Something is wrong with the rows of a copy on this node.
+    Damage {
+        /// The shard.
+        shard: ShardId,
+        /// The copy.
+        replica: ReplicaId,
+        /// What was found.
+        why: String,
+    },
+    /// The copies of a shard differ.
+    Differs {
+        /// The shard.
+        shard: ShardId,
+        /// As of this entry.
+        index: u64,
+        /// Those that are wrong; empty where no majority agrees.
+        wrong: Vec<ReplicaId>,
+        /// Where they begin to differ, printable.
+        at: String,
+    },
+    /// A copy is counted on no longer.
+    Quarantined {
+        /// The shard.
+        shard: ShardId,
+        /// The copy.
+        replica: ReplicaId,
+    },
     /// The disk got too full for writes, or is not any more.
     DiskPressure {
         /// Whether writes are refused.
@@ -203,6 +230,26 @@ impl fmt::Display for Event {
                 };
                 write!(f, "message {session}.{number} from {from} to {to} {what}")
             }
+            Event::Damage { shard, replica, why } => write!(f, "{shard} {replica} is damaged: {why}"),
+            Event::Differs {
+                shard,
+                index,
+                wrong,
+                at,
+            } => {
+                write!(
+                    f,
+                    "{shard} differs between its copies as of entry {index}, from {at} on: "
+                )?;
+                if wrong.is_empty() {
+                    return f.write_str("no majority agrees");
+                }
+                for (n, replica) in wrong.iter().enumerate() {
+                    write!(f, "{}{replica}", if n == 0 { "wrong on " } else { ", " })?;
+                }
+                Ok(())
+            }
+            Event::Quarantined { shard, replica } => write!(f, "{shard} {replica} is quarantined"),
             Event::DiskPressure { refusing: true } => f.write_str("disk nearly full: writes are refused"),
             Event::DiskPressure { refusing: false } => f.write_str("disk has room again: writes go on"),
         }

@@ -3,7 +3,7 @@ use bytes::Bytes;
 
 use super::state::LogSeq;
 use crate::protocol::id::{NodeId, ShardId};
-use crate::protocol::message::{Message, Principal, RaftMessage};
+use crate::protocol::message::{Message, Principal, RaftMessage, SliceSum};
 use crate::protocol::request::Request;
 
 /// A caller's connection, as the driver counts them; with `tag` it names one request.
@@ -80,6 +80,22 @@ pub enum Input {
         free_bytes: u64,
         /// The store's files. Unit: bytes.
         store_bytes: u64,
+    },
+    /// The rows of `Effect::HashSlice` are read.
+    Hashed {
+        /// The shard.
+        shard: ShardId,
+        /// The entry that asked.
+        index: u64,
+        /// What they come to.
+        sum: SliceSum,
+    },
+    /// A row failed its checksum when a snapshot was read from the store.
+    Damaged {
+        /// The shard that holds it.
+        shard: ShardId,
+        /// Which row, printable.
+        row: String,
     },
     /// The operator wants the node to stop: hand over leaderships, then `Effect::Stopped`.
     StopAsked,

@@ -47,6 +47,10 @@ pub const HOPS_MAX: u8 = 3;
 pub const CHECKPOINT_EVERY: Span = Span::secs(30);
 /// ... or after this many bytes of log. Unit: bytes.
 pub const CHECKPOINT_BYTES: usize = 64 << 20;
+/// The copies of a shard that has changed are compared with each other this often.
+pub const VERIFY_EVERY: Span = Span::secs(3_600);
+/// ... and those of a shard that has not changed this often.
+pub const SCRUB_EVERY: Span = Span::secs(24 * 3_600);
 /// A node tells the others how it is this often.
 pub const REPORT_EVERY: Span = Span::millis(500);
 /// A peer unheard of for this long counts as silent.

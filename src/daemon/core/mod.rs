@@ -19,3 +19,4 @@ pub mod state;
 #[cfg(test)]
 mod tests;
 pub mod time;
+pub mod verify;

@@ -228,6 +228,7 @@ impl Node {
             Request::List { from, .. } => by_position(from),
             Request::SplitShard { shard, .. }
             | Request::TransferLeader { shard, .. }
+            | Request::VerifyShard { shard }
             | Request::ChangeReplicas { shard, .. }
             | Request::FreezeShard { shard, .. }
             | Request::ThawShard { shard, .. }
@@ -365,6 +366,9 @@ impl Node {
             error.retry_after_ms = 50;
             return self.reply(waiting, Response::Error(error), None, None, effects);
         }
+        if let Some(error) = self.refuses(shard) {
+            return self.reply(waiting, Response::Error(error), None, None, effects);
+        }
         let refusing = self.refusing;
         let Some(replica) = self.replicas.get_mut(&shard) else {
             return;
@@ -373,6 +377,7 @@ impl Node {
             Request::Get { .. } | Request::List { .. } | Request::ShowRequest { .. } => {
                 return self.read_here(shard, waiting, request, state, effects);
             }
+            Request::VerifyShard { .. } => return self.verify_here(shard, waiting),
             Request::Write(write) => {
                 if refusing && write.change != Change::Delete {
                     Some(WireError::new(
@@ -534,16 +539,8 @@ impl Node {
         };
         match self.serve_read(replica, &read.request, state) {
             Ok((response, hint)) => self.reply(read.waiting, response, hint, Some(valid_until), effects),
-            Err(error) => self.unreadable(read.waiting, &error, effects),
+            Err(error) => self.unreadable(shard, read.waiting, &error, effects),
         }
-    }
-
-    fn unreadable(&mut self, waiting: Waiting, error: &StateError, effects: &mut Effects) {
-        let wire = WireError::new(Code::Corrupt, error.to_string());
-        self.reply(waiting, Response::Error(wire), None, None, effects);
-        effects.push(Effect::Halt {
-            reason: error.to_string(),
-        });
     }
 
     /// Reads rows of a shard that this node is sure to lead.
@@ -565,6 +562,9 @@ impl Node {
             wall_ms: self.clock.wall_ms,
             shard_time_ms: replica.shard_time_ms,
         };
+        if replica.is_quarantined() {
+            return Ok((Response::Error(super::replica::not_leader()), None));
+        }
         if replica.shard.frozen.is_some() {
             return Ok((Response::Error(merge::frozen(&replica.shard)), None));
         }
@@ -631,6 +631,7 @@ impl Node {
         if leaderless > 0 {
             findings.push(format!("{leaderless} of this node's shards have no leader"));
         }
+        findings.extend(self.ailments());
         NodeStatus {
             node: self.config.node,
             name: self.config.name.clone(),
@@ -658,6 +659,7 @@ impl Node {
 
 fn replica_status(replica: &Replica) -> ReplicaStatus {
     let state = match replica.descriptor().role {
+        _ if replica.is_quarantined() => "quarantined",
         ReplicaRole::Learner => "learner",
         _ if replica.is_installing() => "installing",
         _ => role_name(replica.role()),
@@ -739,7 +741,9 @@ fn allowed(principal: &Principal, request: &Request) -> Result<(), WireError> {
         Request::Get { .. } | Request::List { .. } | Request::ShowRequest { .. } | Request::Map | Request::Status => {
             Role::Viewer
         }
-        Request::ListOps { .. } | Request::ShowSettings | Request::MayStop { .. } => Role::Viewer,
+        Request::ListOps { .. } | Request::ShowSettings | Request::MayStop { .. } | Request::VerifyShard { .. } => {
+            Role::Viewer
+        }
         Request::Write(_) => Role::Writer,
         Request::AllocateIds { .. }
         | Request::SplitShard { .. }

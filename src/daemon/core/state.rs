@@ -6,6 +6,7 @@ use bytes::Bytes;
 use raft::eraftpb::{ConfState, Entry, HardState};
 use serde::{Deserialize, Serialize};
 
+use super::verify::Slice;
 use crate::protocol::id::{ClusterId, NodeId, ReplicaId, ShardId};
 use crate::protocol::key::KeyRange;
 use crate::protocol::shard_map::ShardDescriptor;
@@ -25,6 +26,9 @@ pub trait State {
 
     /// Sets a row, or removes it (`None`). Visible at once; on disk with the next checkpoint, until then the log has it.
     fn put(&mut self, key: Bytes, value: Option<Bytes>);
+
+    /// Keeps these rows exactly as they are now, whatever is put afterwards, for `Effect::HashSlice`.
+    fn keep(&mut self, slice: Slice);
 }
 
 /// A row could not be read. It depends on this machine, so the node must stop rather than diverge.
@@ -94,6 +98,8 @@ pub struct ReplicaMeta {
     pub entities: u64,
     /// Bytes of keys and documents in the shard.
     pub bytes: u64,
+    /// The rows are known to be wrong: nothing is applied to them or read from them, and the copy waits to be replaced.
+    pub written_off: bool,
     /// The replica was removed from the shard, or its shard was absorbed: it must never be made again. A later one with a
     /// higher id may.
     pub destroyed: bool,

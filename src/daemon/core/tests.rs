@@ -38,6 +38,7 @@ impl State for Rows {
         }
         Ok(())
     }
+    fn keep(&mut self, _: super::verify::Slice) {}
     fn put(&mut self, key: Bytes, value: Option<Bytes>) {
         match value {
             Some(value) => self.0.insert(key, value),
@@ -95,6 +96,8 @@ impl Cluster {
                 hibernation: Hibernation::NEVER,
                 close_sessions_after: CLOSE_SESSIONS_AFTER,
                 tells_messages: false,
+                verify_every: Span::secs(3_600),
+                scrub_every: Span::secs(3_600),
                 planted: PlantedBug::None,
             };
             let mut rows = Rows::default();

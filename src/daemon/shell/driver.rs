@@ -340,6 +340,15 @@ impl Driver {
                         self.ended = Some(StopReason::Disk(format!("reading {range} failed: {error}")));
                     }
                 },
+                Effect::HashSlice { shard, index } => {
+                    if let Some(slice) = self.store.take_kept(shard, index) {
+                        let shared = self.shared.clone();
+                        tokio::task::spawn_blocking(move || {
+                            let sum = slice.sum();
+                            shared.inbox.push(Report::Input(Input::Hashed { shard, index, sum }));
+                        });
+                    }
+                }
                 Effect::Event(event) => tell(&event),
                 Effect::Stopped => {
                     tracing::info!("leaderships are handed over");

@@ -51,7 +51,7 @@ use self::quic::Close;
 use self::shutdown::Signals;
 use self::telemetry::Counters;
 use super::config::Config;
-use super::core::limits::{CHECKPOINT_EVERY, CLOSE_SESSIONS_AFTER, LOG_TAIL_ENTRIES_MAX};
+use super::core::limits::{CHECKPOINT_EVERY, CLOSE_SESSIONS_AFTER, LOG_TAIL_ENTRIES_MAX, SCRUB_EVERY, VERIFY_EVERY};
 use super::core::node::{Hibernation, Node, NodeConfig, PlantedBug};
 use super::core::state::StateError;
 use super::store::{self, OpenError, StoreIdentityCheck};
@@ -355,6 +355,8 @@ fn start(config: &Config, surroundings: Surroundings) -> Result<(Arc<Shared>, Dr
             hibernation: Hibernation::USUAL,
             close_sessions_after: CLOSE_SESSIONS_AFTER,
             tells_messages: false,
+            verify_every: VERIFY_EVERY,
+            scrub_every: SCRUB_EVERY,
             planted: PlantedBug::None,
         },
         opened.recovered,

@@ -130,6 +130,8 @@ fn size_of(message: &Message) -> usize {
             Message::ForwardReply { response, .. } => response_bytes(response),
             Message::Deliver { parcels, .. } => parcels.iter().map(Parcel::size).sum(),
             Message::Delivered { receipts, .. } => receipts.len() * 12,
+            Message::Summed { .. } => 256,
+            Message::Damaged { why, .. } => why.len(),
             Message::Report(report) => (report.leads.len() + 8 * report.news.len()) * 16,
             Message::Sleep(_) | Message::SleepAccepted(_) => 0,
             Message::Map(view) => (view.shards.len() * 8 + view.leaders.len() + view.nodes.len() * 8) * 16,

@@ -20,6 +20,7 @@ use super::peers::Link;
 use super::quic::{FrameReader, Wire, WireReadError};
 use super::telemetry::count;
 use crate::daemon::core::input::Input;
+use crate::daemon::core::state::StateError;
 use crate::daemon::store::SnapshotRows;
 use crate::protocol::codec;
 use crate::protocol::id::ShardId;
@@ -57,6 +58,8 @@ enum SnapshotError {
     Stream(String),
     #[error("the rows can't be read: {0}")]
     Rows(String),
+    #[error("{0}")]
+    Row(#[from] StateError),
     #[error("the other side refused it: {0}")]
     Refused(String),
     #[error("{0}")]
@@ -80,6 +83,10 @@ pub(super) fn send(
         };
         if let Err(error) = &sent {
             tracing::warn!(%shard, %to, "snapshot of {shard} to {to} failed: {error}");
+        }
+        if let Err(SnapshotError::Row(StateError::Checksum { key })) = &sent {
+            let row = key.clone();
+            shared.inbox.push(Report::Input(Input::Damaged { shard, row }));
         }
         shared.inbox.push(Report::Input(Input::SnapshotSent {
             to,
@@ -125,7 +132,7 @@ fn read_parts(rows: SnapshotRows, parts: &mpsc::Sender<Bytes>) -> Result<(), Sna
     let (mut part, mut bytes) = (Vec::new(), 0);
     let (mut sent, mut checksum) = (0, 0);
     for row in rows {
-        let (key, value) = row.map_err(|error| SnapshotError::Rows(error.to_string()))?;
+        let (key, value) = row?;
         sent += 1;
         checksum = extend(checksum, &key, &value);
         bytes += key.len() + value.len();

@@ -117,6 +117,13 @@ pub(super) fn tell(event: &Event) {
         Event::Peer { node, alive } => tracing::info!(event = "peer", %node, alive, "{event}"),
         Event::Registered { node } => tracing::info!(event = "registered", %node, "{event}"),
         Event::Message { .. } => tracing::trace!(event = "message", "{event}"),
+        Event::Damage { shard, replica, why } => {
+            tracing::error!(event = "damage", %shard, %replica, why, "{event}");
+        }
+        Event::Differs { shard, index, .. } => tracing::error!(event = "differs", %shard, index, "{event}"),
+        Event::Quarantined { shard, replica } => {
+            tracing::error!(event = "quarantined", %shard, %replica, "{event}");
+        }
         Event::DiskPressure { refusing } => tracing::warn!(event = "disk-pressure", refusing, "{event}"),
     }
 }

@@ -38,6 +38,8 @@ pub enum Property {
     Repl,
     /// A node stops when its disk fails, and only then.
     Stop,
+    /// Damaged rows are never returned, and are made good again.
+    True,
     /// Nothing that arrives makes a node panic or answer nonsense.
     Calm,
     /// Every shard serves within a bound once the faults end.
@@ -62,6 +64,7 @@ impl fmt::Display for Property {
             Property::Ver => "S9 VER",
             Property::Repl => "S12 REPL",
             Property::Stop => "S13 STOP",
+            Property::True => "S14 TRUE",
             Property::Calm => "S16 CALM",
             Property::Back => "L1 BACK",
             Property::Drain => "L2 DRAIN",
@@ -804,6 +807,7 @@ mod tests {
             frozen: None,
             newest_replica: Default::default(),
             absorbed: Vec::new(),
+            quarantined: Vec::new(),
         }
     }
 

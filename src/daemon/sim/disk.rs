@@ -38,6 +38,16 @@ impl Media {
         self.disk.open(self.check).map_err(Box::new)
     }
 
+    /// A bit of a row goes bad; says which.
+    pub fn rot(&self, chance: u64) -> Option<String> {
+        self.disk.flip_row(chance)
+    }
+
+    /// A planted bug: checksums are not looked at.
+    pub fn trust(&self) {
+        self.disk.trust();
+    }
+
     /// The next write of the log fails, in the write or in the sync.
     pub fn fail_log(&self, in_sync: bool) {
         self.fail(SimFile::Log, in_sync);

@@ -43,6 +43,9 @@ pub enum Fault {
     Drift,
     /// A client loses its way to some nodes.
     ClientCut,
+    /// Bits of rows go bad on a disk, always on the same one: what a majority can make good again. Only where the
+    /// conductor is there to do it.
+    Rot,
 }
 
 impl Fault {
@@ -124,7 +127,7 @@ impl Plan {
         if kinds.is_empty() {
             kinds.push(Fault::ALL[rng.usize(..Fault::ALL.len())]);
         }
-        Self {
+        let mut plan = Self {
             kinds,
             gap_max: Span::millis([800, 2_000, 5_000][rng.usize(..3)]),
             length_max: Span::millis([600, 2_500, 6_000][rng.usize(..3)]),
@@ -140,7 +143,11 @@ impl Plan {
             },
             close_sessions_after: Span::millis([200, 1_000, 5_000][rng.usize(..3)]),
             late_copies: [0, 50, 300][rng.usize(..3)],
+        };
+        if plan.conducts && rng.u32(..4) == 0 {
+            plan.kinds.push(Fault::Rot);
         }
+        plan
     }
 
     /// Only these kinds, often, aimed at leaders.

@@ -125,6 +125,7 @@ impl Trace {
                 numbers[1..4].copy_from_slice(&[5, install.meta.shard.id.0, install.meta.applied])
             }
             Effect::SendSnapshot { to, header, .. } => numbers[1..4].copy_from_slice(&[6, to.0, header.raft.shard.0]),
+            Effect::HashSlice { shard, index } => numbers[1..4].copy_from_slice(&[10, shard.0, *index]),
             Effect::Event(_) => numbers[1] = 7,
             Effect::Stopped => numbers[1] = 8,
             Effect::Halt { .. } => numbers[1] = 9,
@@ -164,6 +165,7 @@ impl fmt::Display for Brief<'_> {
                 install.rows.len()
             ),
             Effect::SendSnapshot { to, header, .. } => write!(f, "-> {to} {}", BriefRaft(&header.raft)),
+            Effect::HashSlice { shard, index } => write!(f, "{shard} sums up a slice as of {index}"),
             Effect::Event(event) => write!(f, "{event}"),
             Effect::Stopped => f.write_str("stopped"),
             Effect::Halt { reason } => write!(f, "halts: {reason}"),
@@ -223,6 +225,13 @@ impl fmt::Display for BriefMessage<'_> {
                 let failed = if *failed { ", the rest failed" } else { "" };
                 write!(f, "delivered #{id}: {} receipts{failed}", receipts.len())
             }
+            Message::Summed {
+                shard,
+                replica,
+                index,
+                sum,
+            } => write!(f, "{shard} {replica} as of {index}: {sum:?}"),
+            Message::Damaged { shard, replica, why } => write!(f, "{shard} {replica} is damaged: {why}"),
             Message::Report(report) => write!(f, "report: leads {}", report.leads.len()),
             Message::Map(view) => write!(f, "map v{}: {} shards", view.version, view.shards.len()),
             Message::Sleep(offer) => write!(f, "{} t{} sleep at {}?", offer.shard, offer.term, offer.index),

@@ -34,6 +34,7 @@ pub mod log;
 mod model;
 mod open;
 mod sim_disk;
+mod slice;
 mod snapshot;
 mod state;
 mod tables;
@@ -45,6 +46,7 @@ pub use files::{open, open_telling};
 pub use log::LogWriter;
 pub use open::{Opened, StoreIdentityCheck};
 pub use sim_disk::{SimDisk, SimFile};
+pub use slice::KeptSlice;
 pub use snapshot::SnapshotRows;
 pub use state::{CheckpointJob, InstallJob, StateWriter, Store};
 

@@ -33,6 +33,7 @@ struct Content {
     /// Written, not synced: the power went off in between.
     unsynced: Vec<Op>,
     switch: Switch,
+    is_trusting: bool,
 }
 
 /// The file as opened by one process, dead after a crash.
@@ -40,15 +41,24 @@ struct Content {
 pub(super) struct ModelHandle {
     file: Arc<ModelFile>,
     generation: u64,
+    /// A planted bug: values are believed without their checksum.
+    pub(super) is_trusting: bool,
 }
 
 impl ModelFile {
     /// Opens the file.
     pub(super) fn handle(self: &Arc<Self>) -> ModelHandle {
+        let content = self.lock();
         ModelHandle {
             file: self.clone(),
-            generation: self.lock().switch.generation(),
+            generation: content.switch.generation(),
+            is_trusting: content.is_trusting,
         }
+    }
+
+    /// A planted bug: see `ModelHandle::is_trusting`.
+    pub(super) fn trust(&self) {
+        self.lock().is_trusting = true;
     }
 
     /// Unit: bytes.
@@ -81,12 +91,20 @@ impl ModelFile {
         set(&mut self.lock().switch);
     }
 
-    /// Flips one bit of one value; `None` where there is nothing to flip.
-    pub(super) fn flip_bit(&self, chance: u64) -> Option<String> {
+    /// Flips one bit of one value, of any table or of this one; `None` where there is nothing to flip.
+    pub(super) fn flip_bit(&self, chance: u64, only: Option<Table>) -> Option<String> {
         let mut content = self.lock();
-        let total: usize = content.tables.iter().map(|table| table.len()).sum();
+        let is_meant = |number: usize| only.is_none_or(|table| table as usize == number);
+        let tables = content.tables.iter().enumerate();
+        let total: usize = tables
+            .filter(|(number, _)| is_meant(*number))
+            .map(|(_, table)| table.len())
+            .sum();
         let mut pick = (chance % (total.max(1) as u64)) as usize;
         for (number, table) in content.tables.iter_mut().enumerate() {
+            if !is_meant(number) {
+                continue;
+            }
             if pick >= table.len() {
                 pick -= table.len();
                 continue;

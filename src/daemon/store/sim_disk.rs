@@ -20,7 +20,7 @@ use redb::{BackendError, Database, StorageBackend};
 use super::fault::{Switch, SyncOutcome};
 use super::model::ModelFile;
 use super::open::{self, Files, Opened, StoreIdentityCheck};
-use super::tables::File;
+use super::tables::{File, Table};
 use super::{FileKind, OpenError};
 
 /// Which of the two files.
@@ -139,8 +139,29 @@ impl SimDisk {
     pub fn flip_bit(&self, file: SimFile, chance: u64) -> Option<String> {
         let files = self.lock();
         match files.as_ref()?.medium(file) {
-            Medium::Modelled(file) => file.flip_bit(chance),
+            Medium::Modelled(file) => file.flip_bit(chance, None),
             Medium::Redb(sectors) => sectors.flip_bit(chance),
+        }
+    }
+
+    /// Flips one bit, chosen by `chance`, of a row of the state file; says which. Of a modelled disk only: elsewhere a
+    /// bit may be anything.
+    pub fn flip_row(&self, chance: u64) -> Option<String> {
+        let files = self.lock();
+        match files.as_ref()?.medium(SimFile::State) {
+            Medium::Modelled(file) => file.flip_bit(chance, Some(Table::Rows)),
+            Medium::Redb(_) => None,
+        }
+    }
+
+    /// A planted bug: from the next time they are opened, the files' values are believed without their checksums. Of a
+    /// modelled disk only.
+    pub fn trust(&self) {
+        let files = self.lock();
+        for file in [SimFile::Log, SimFile::State] {
+            if let Some(Medium::Modelled(file)) = files.as_ref().map(|pair| pair.medium(file)) {
+                file.trust();
+            }
         }
     }
 

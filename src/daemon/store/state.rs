@@ -22,10 +22,12 @@ use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 
 use super::open::{CHECKPOINT_KEY, Files, number_key};
+use super::slice::KeptSlice;
 use super::snapshot::{Merge, SnapshotRows};
 use super::tables::{Cause, File, ReadFault, SharedRange, Table, Tables, View};
 use super::{Durable, FileKind, Trim, WriteError};
 use crate::daemon::core::state::{Install, LogSeq, ReplicaMeta, State, StateError};
+use crate::daemon::core::verify::{SLICES_AT_ONCE, Slice};
 use crate::protocol::id::ShardId;
 use crate::protocol::key::KeyRange;
 
@@ -34,11 +36,13 @@ pub(super) type Memtable = BTreeMap<Bytes, Option<Bytes>>;
 
 /// Applied rows. The thread that runs the core owns it.
 pub struct Store {
-    active: Memtable,
-    frozen: Option<Arc<Memtable>>,
+    pub(super) active: Memtable,
+    pub(super) frozen: Option<Arc<Memtable>>,
     /// What the file has too: the last checkpoint's rows, as a cache. The writer's thread holds them anyway.
     recent: Option<Arc<Memtable>>,
-    view: View,
+    pub(super) view: View,
+    /// Slices that wait to be summed up.
+    kept: BTreeMap<(ShardId, u64), KeptSlice>,
     /// Why the file can't be read any more.
     broken: Option<StateError>,
     state: File,
@@ -53,6 +57,7 @@ impl Store {
             frozen: None,
             recent: None,
             view: state.view(Table::Rows)?,
+            kept: BTreeMap::new(),
             broken: None,
             state,
             files,
@@ -124,6 +129,11 @@ impl Store {
         Ok(rows)
     }
 
+    /// The slice that [`State::keep`] kept for this entry.
+    pub fn take_kept(&mut self, shard: ShardId, index: u64) -> Option<KeptSlice> {
+        self.kept.remove(&(shard, index))
+    }
+
     /// Size of both files. Unit: bytes.
     pub fn bytes(&self) -> u64 {
         (self.files.bytes)()
@@ -148,7 +158,7 @@ impl Store {
         }
     }
 
-    fn check(&self) -> Result<(), StateError> {
+    pub(super) fn check(&self) -> Result<(), StateError> {
         match &self.broken {
             Some(error) => Err(error.clone()),
             None => Ok(()),
@@ -198,6 +208,15 @@ impl State for Store {
 
     fn put(&mut self, key: Bytes, value: Option<Bytes>) {
         self.active.insert(key, value);
+    }
+
+    fn keep(&mut self, slice: Slice) {
+        let key = (slice.shard, slice.index);
+        let kept = KeptSlice::new(self, slice);
+        self.kept.insert(key, kept);
+        while self.kept.len() > SLICES_AT_ONCE {
+            self.kept.pop_first();
+        }
     }
 }
 

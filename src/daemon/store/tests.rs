@@ -50,6 +50,7 @@ fn meta(shard: ShardId, applied: u64) -> ReplicaMeta {
             frozen: None,
             newest_replica: Default::default(),
             absorbed: Vec::new(),
+            quarantined: Vec::new(),
         },
         conf_state: Default::default(),
         hard_state: hard_state(1, applied),
@@ -59,6 +60,7 @@ fn meta(shard: ShardId, applied: u64) -> ReplicaMeta {
         shard_time_ms: 0,
         entities: 0,
         bytes: 0,
+        written_off: false,
         destroyed: false,
     }
 }

@@ -31,6 +31,7 @@ use crate::protocol::request::{ReplicaChange, Request, Response};
 use crate::protocol::shard_map::{Membership, ReplicaRole, ShardDescriptor};
 
 mod asking;
+mod curing;
 mod drained;
 mod ending;
 mod planning;
@@ -194,6 +195,7 @@ impl Node {
         self.tend_tasks(state, effects);
         self.tend_splits(state, effects);
         self.remove_strays(state, effects);
+        self.give_up_quarantined(state, effects);
         self.hand_over_drained(state, effects);
         self.plan_round();
         self.end_reached();

@@ -161,7 +161,9 @@ impl Node {
                         node: replica.node,
                         id: replica.id,
                         role: replica.role,
-                        is_caught_up: self.is_up(replica.node) && !behind(&replica.id),
+                        is_caught_up: self.is_up(replica.node)
+                            && !behind(&replica.id)
+                            && !shard.is_quarantined(replica.id),
                     })
                     .collect(),
                 leader,

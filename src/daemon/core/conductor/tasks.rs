@@ -151,6 +151,10 @@ impl Node {
         if shard.is_joint() || shard.frozen.is_some() {
             return Next::Wait;
         }
+        if !shard.quarantined.is_empty() {
+            // Damaged copies go first. What was one copy too many may not be any more.
+            return if add.is_some() { Next::Wait } else { Next::End };
+        }
         let change = |changes: Vec<ReplicaChange>| {
             Next::Ask(Box::new(Request::ChangeReplicas {
                 shard: shard.id,

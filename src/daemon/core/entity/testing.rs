@@ -26,6 +26,8 @@ impl State for Rows {
         }
         Ok(())
     }
+    fn keep(&mut self, _: crate::daemon::core::verify::Slice) {}
+
     fn put(&mut self, key: Bytes, value: Option<Bytes>) {
         match value {
             Some(value) => self.0.insert(key, value),

@@ -83,6 +83,15 @@ impl Node {
         Ok(())
     }
 
+    /// A planted bug: whether this copy leaves out a write.
+    fn skips(&mut self, replica: &Replica, entry: &Committed) -> bool {
+        self.config.planted == PlantedBug::SkipsAWrite
+            && self.config.node == NodeId(2)
+            && !replica.is_leader()
+            && entry.index > 30
+            && self.skipped.insert(replica.shard.id)
+    }
+
     pub(super) fn apply_command(
         &mut self,
         replica: &mut Replica,
@@ -102,6 +111,9 @@ impl Node {
                     let text = format!("{} no longer holds {position}; nothing was changed", replica.shard.id);
                     let hint = self.hint_for(&position);
                     return Ok((Response::Error(WireError::new(Code::StaleRoute, text)), hint));
+                }
+                if self.skips(replica, entry) {
+                    return Ok((outcome_unknown(write.id), None));
                 }
                 let mut delta = Delta::default();
                 let outcome = machine::apply(write, context, self.rules_of(replica), state, &mut delta)?;
@@ -123,6 +135,11 @@ impl Node {
             } => self.apply_freeze(replica, entry, *epoch, *into, *left_epoch, effects),
             Command::Thaw { proof, .. } => self.apply_thaw(replica, proof, effects),
             Command::BumpEpoch { epoch, .. } => self.apply_bump(replica, *epoch),
+            Command::Verify { by, from, rows } => {
+                self.keep_slice(replica, entry.index, (*by, from, *rows), state, effects);
+                Response::Asked
+            }
+            Command::Quarantine { replica: id } => self.apply_quarantine(replica, *id, effects),
             Command::ChangeReplicas { .. } | Command::LeaveJoint | Command::Merge { .. } => {
                 return Err(StateError::Io("applied elsewhere".to_owned()));
             }
@@ -178,6 +195,8 @@ impl Node {
             frozen: None,
             newest_replica: replica.shard.newest_replica,
             absorbed: Vec::new(),
+            // It begins with their rows.
+            quarantined: replica.shard.quarantined.clone(),
         };
         replica.shard.range = left;
         self.pairs_left(replica);
@@ -205,7 +224,13 @@ impl Node {
                 let mut meta = replica::first_meta(right.clone(), replica.shard_time_ms);
                 meta.entities = entities;
                 meta.bytes = bytes;
+                meta.written_off = replica.written_off;
                 self.add_replica(meta, id, orphan);
+                if let (Some(child), Some(_)) = (self.replicas.get_mut(&child), &replica.damage) {
+                    // Whose row it is may be found out again.
+                    child.damage.clone_from(&replica.damage);
+                    self.ailing.insert(child.shard.id);
+                }
                 self.unsaved_births.insert(child);
                 // A checkpoint under way has it as it was before.
                 self.checkpointing.retain(|&shard| shard != child);

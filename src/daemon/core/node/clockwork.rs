@@ -46,8 +46,11 @@ impl Node {
             self.report(effects);
             self.tend_directory();
             self.find_condemned(effects);
+            self.begin_passes();
+            self.tend_ailing(effects);
         }
         self.tick_dispatch();
+        self.tend_passes(effects);
         self.unpark |= !self.parked.is_empty();
         if now.since(self.last_expiry) >= EXPIRE_EVERY {
             self.last_expiry = now;

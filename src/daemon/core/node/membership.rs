@@ -87,6 +87,9 @@ impl Node {
 
         let alive = self.alive();
         let health = |id: ReplicaId, node: NodeId| -> Result<(), String> {
+            if shard.is_quarantined(id) {
+                return Err(format!("{id} on {node} is quarantined"));
+            }
             if node != self.config.node && !alive.contains(&node) {
                 return Err(format!("{node} is not heard from"));
             }
@@ -106,6 +109,20 @@ impl Node {
                 error.retry_after_ms = 50;
                 return Err(error);
             }
+        }
+        let mut gives_up = changes
+            .iter()
+            .filter_map(loses_vote)
+            .filter(|&id| shard.is_quarantined(id));
+        if gives_up.next().is_some() && !self.is_sound(shard) {
+            // What is damaged here may be whole there.
+            let text = format!(
+                "the other copies of {} have not been read from end to end since; nothing was changed",
+                shard.id
+            );
+            let mut error = WireError::new(Code::NotCaughtUp, text);
+            error.retry_after_ms = 500;
+            return Err(error);
         }
         let before = shard
             .replicas
@@ -320,6 +337,10 @@ fn set_roles(shard: &mut ShardDescriptor, state: &ConfState) {
         new || old || state.learners.contains(&replica.id.0)
     });
     shard.replicas.sort_by_key(|replica| replica.id);
+    let replicas = &shard.replicas;
+    shard
+        .quarantined
+        .retain(|id| replicas.iter().any(|replica| replica.id == *id));
 }
 
 /// The directory never goes below so many voters by itself.

@@ -281,6 +281,14 @@ impl Node {
         let absorbed = &mut left.shard.absorbed;
         absorbed.extend(right.absorbed.iter().copied().chain([right.id]));
         absorbed.drain(..absorbed.len().saturating_sub(ABSORBED_KEPT));
+        if taken.written_off {
+            left.written_off = true;
+            self.ailing.insert(left.shard.id);
+        }
+        if left.damage.is_none() && taken.damage.is_some() {
+            left.damage.clone_from(&taken.damage);
+            self.ailing.insert(left.shard.id);
+        }
         left.entities += taken.entities;
         left.bytes += taken.bytes;
         // The earlier of two clocks: what is remembered for a time must not be forgotten early.
@@ -527,6 +535,7 @@ mod tests {
             frozen: None,
             newest_replica: Default::default(),
             absorbed: Vec::new(),
+            quarantined: Vec::new(),
         }
     }
 

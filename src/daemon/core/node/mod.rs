@@ -37,12 +37,14 @@ mod hibernation;
 mod membership;
 pub(super) mod merge;
 mod peers;
+pub(super) mod quarantine;
 mod registry;
 mod removal;
 mod start;
 mod watch;
 
 pub use hibernation::Hibernation;
+pub(super) mod verify;
 
 /// What a node is told when it is made.
 #[derive(Debug, Clone)]
@@ -86,6 +88,10 @@ pub struct NodeConfig {
     /// Whether every message between entities is told as an event, and `relay` is accepted: for the simulator.
     #[doc(hidden)]
     pub tells_messages: bool,
+    /// The copies of a shard that has changed are compared with each other this often.
+    pub verify_every: Span,
+    /// ... and those of a shard that has not changed this often: disks go bad without being written to.
+    pub scrub_every: Span,
     /// A bug to be planted by the simulator, to see that its properties catch it.
     #[doc(hidden)]
     pub planted: PlantedBug,
@@ -120,6 +126,8 @@ pub enum PlantedBug {
     SplitForgetsSources,
     /// Tickets are taken whatever they say.
     TakesAnyTicket,
+    /// The second node's copies leave out one write each, once.
+    SkipsAWrite,
 }
 
 /// A service of a new cluster.
@@ -229,6 +237,18 @@ pub struct Node {
     unpark: bool,
     /// The others should hear at once.
     report_soon: bool,
+    /// Shards whose copies are being compared.
+    passes: BTreeMap<ShardId, verify::Pass>,
+    /// How that ended last.
+    pub(super) compared: BTreeMap<ShardId, verify::Compared>,
+    /// Slices that the driver sums up: shard and index, the copy, who asked.
+    summing: BTreeMap<(ShardId, u64), (ReplicaId, NodeId)>,
+    /// Reads that met a damaged row in this step.
+    unread: Vec<(ShardId, Waiting, StateError)>,
+    /// Shards whose copy on this node is damaged or set aside.
+    ailing: BTreeSet<ShardId>,
+    /// A planted bug: shards that have left out a write.
+    skipped: BTreeSet<ShardId>,
     /// A planted bug: parents that go on serving.
     lingering: Vec<(ShardId, KeyRange, Time)>,
     pub(super) heard: BTreeMap<NodeId, Time>,
@@ -312,6 +332,12 @@ impl Node {
             parked: VecDeque::new(),
             unpark: false,
             report_soon: false,
+            passes: BTreeMap::new(),
+            compared: BTreeMap::new(),
+            summing: BTreeMap::new(),
+            unread: Vec::new(),
+            ailing: BTreeSet::new(),
+            skipped: BTreeSet::new(),
             lingering: Vec::new(),
             heard: BTreeMap::new(),
             connected: BTreeSet::new(),
@@ -360,10 +386,11 @@ impl Node {
                 node.map.learn_shard(shard);
             }
         }
-        if node.replicas.contains_key(&DIRECTORY_SHARD) {
-            let directory = Directory::load(state)?;
-            node.learn_directory(&directory);
-            node.directory = Some(directory);
+        node.load_directory(state, effects)?;
+        for (&shard, replica) in &node.replicas {
+            if replica.is_quarantined() {
+                node.ailing.insert(shard);
+            }
         }
         if node.config.hibernation.after_ticks.is_some() {
             node.sleep_at_first();
@@ -470,6 +497,8 @@ impl Node {
                     effects.push(Effect::Event(Event::DiskPressure { refusing }));
                 }
             }
+            Input::Hashed { shard, index, sum } => self.hashed(shard, index, sum, effects),
+            Input::Damaged { shard, row } => self.row_damaged(shard, &row, effects),
             Input::StopAsked => {
                 self.stopping.get_or_insert(self.clock.now);
                 self.hand_over_leaderships();
@@ -536,6 +565,9 @@ impl Node {
             }
             work.append(&mut self.touched);
         }
+        for (shard, waiting, error) in std::mem::take(&mut self.unread) {
+            self.unreadable(shard, waiting, &error, effects);
+        }
         // What an absorbed copy still had to say is of no use to anybody.
         batch.shards.retain(|write| self.replicas.contains_key(&write.shard));
         if !batch.shards.is_empty() {
@@ -567,6 +599,11 @@ impl Node {
     /// The node's copies of shards, for status and for checks.
     pub fn replicas(&self) -> impl Iterator<Item = &Replica> {
         self.replicas.values()
+    }
+
+    /// How often this node has compared the copies of a shard from end to end.
+    pub fn shards_verified(&self) -> u64 {
+        self.counters.get("shards_verified").copied().unwrap_or(0)
     }
 
     /// The last log write given out.
@@ -611,7 +648,16 @@ impl Node {
             let committed = replica.collect(seq, write, effects);
             let applied = !committed.is_empty();
             for entry in committed {
-                self.apply(replica, &entry, seq, batch, state, effects)?;
+                if replica.written_off {
+                    break;
+                }
+                match self.apply(replica, &entry, seq, batch, state, effects) {
+                    Err(StateError::Checksum { key }) => {
+                        self.write_off(replica, format!("row {key} fails its checksum"), effects);
+                        break;
+                    }
+                    other => other?,
+                }
                 if replica.stalled || self.condemned.contains_key(&replica.shard.id) {
                     break;
                 }
@@ -671,8 +717,14 @@ impl Node {
                 self.leadership_confirmed(shard, term, true);
                 continue;
             }
-            let (response, hint) = self.serve_read(replica, &read.request, state)?;
-            self.reply(read.waiting, response, hint, None, effects);
+            match self.serve_read(replica, &read.request, state) {
+                Ok((response, hint)) => self.reply(read.waiting, response, hint, None, effects),
+                Err(error @ StateError::Checksum { .. }) => {
+                    // `unreadable` looks for the copy in its place.
+                    self.unread.push((replica.shard.id, read.waiting, error));
+                }
+                Err(error) => return Err(error),
+            }
         }
         Ok(())
     }

@@ -172,6 +172,13 @@ impl Node {
                 }
             }
             Message::Delivered { id, receipts, failed } => self.batch_back(id, receipts, failed),
+            Message::Summed {
+                shard,
+                replica,
+                index,
+                sum,
+            } => self.summed(from, shard, replica, index, sum, effects),
+            Message::Damaged { shard, replica, .. } => self.damage_reported(from, shard, replica),
             Message::Report(report) => self.reported(from, &report, effects),
             Message::Sleep(offer) => self.sleep_heard(from, offer, false),
             Message::SleepAccepted(answer) => self.sleep_heard(from, answer, true),

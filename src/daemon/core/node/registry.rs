@@ -126,12 +126,32 @@ impl Node {
         self.map.learn(&view);
     }
 
-    pub(super) fn reload_directory(&mut self, state: &mut dyn State, effects: &mut Effects) {
+    /// Reads the directory's rows, where a copy of it is here.
+    pub(super) fn load_directory(&mut self, state: &dyn State, effects: &mut Effects) -> Result<(), StateError> {
+        let is_whole = |replica: &Replica| !replica.written_off;
+        if !self.replicas.get(&DIRECTORY_SHARD).is_some_and(is_whole) {
+            return Ok(());
+        }
         match Directory::load(state) {
             Ok(directory) => {
                 self.learn_directory(&directory);
                 self.directory = Some(directory);
             }
+            Err(StateError::Checksum { key }) => {
+                if let Some(mut replica) = self.replicas.remove(&DIRECTORY_SHARD) {
+                    self.write_off(&mut replica, format!("row {key} fails its checksum"), effects);
+                    self.replicas.insert(DIRECTORY_SHARD, replica);
+                }
+                self.directory = None;
+            }
+            Err(error) => return Err(error),
+        }
+        Ok(())
+    }
+
+    pub(super) fn reload_directory(&mut self, state: &mut dyn State, effects: &mut Effects) {
+        match self.load_directory(state, effects) {
+            Ok(()) => {}
             Err(error) => self.halt(format!("reading the directory: {error}"), effects),
         }
     }

@@ -52,6 +52,7 @@ impl Node {
             frozen: None,
             newest_replica: ReplicaId(0),
             absorbed: Vec::new(),
+            quarantined: Vec::new(),
         };
         let mut shards = vec![directory];
         let mut services = Vec::new();
@@ -74,6 +75,7 @@ impl Node {
                     frozen: None,
                     newest_replica: ReplicaId(0),
                     absorbed: Vec::new(),
+                    quarantined: Vec::new(),
                 });
             }
             services.push(ServiceInfo {

@@ -199,6 +199,12 @@ pub struct Replica {
     /// Set when an entry can't be applied because a merge's other half is not here: only a proof that this copy is not
     /// needed, or a snapshot after a restart, leads on from here.
     pub stalled: bool,
+    /// What was found to be wrong with the rows, where something was.
+    pub damage: Option<String>,
+    /// The rows are known to be wrong: nothing is applied to them or read from them. The log is sound, and goes on.
+    pub written_off: bool,
+    /// For how many ticks a quarantined copy has left the election to others.
+    held_back: u32,
     /// The shard's epoch as its leader knew it when it first spoke to this copy.
     pub made_at: Epoch,
     unsaved_commit: Option<HardState>,
@@ -280,6 +286,9 @@ impl Replica {
             tail_max: LOG_TAIL_ENTRIES_MAX,
             change_waiters: Vec::new(),
             stalled: false,
+            damage: None,
+            written_off: meta.written_off,
+            held_back: 0,
             made_at: Epoch(0),
             unsaved_commit: None,
             must_keep_commit: false,
@@ -408,8 +417,14 @@ impl Replica {
             shard_time_ms: self.shard_time_ms,
             entities: self.entities,
             bytes: self.bytes,
+            written_off: self.written_off,
             destroyed: false,
         }
+    }
+
+    /// Whether this copy must not be asked: the shard's log says so, or its rows are written off.
+    pub fn is_quarantined(&self) -> bool {
+        self.written_off || self.shard.is_quarantined(self.id)
     }
 
     /// Whether a snapshot is being written: the replica does nothing until it is.
@@ -432,6 +447,7 @@ impl Replica {
         if self.installing.is_some() || alone_and_unsynced || self.stalled {
             return;
         }
+        self.hold_back();
         self.raft.tick();
         self.draw_election_timeout();
         // Renew the lease ahead of time while there are readers, so that they never wait for a round.
@@ -456,6 +472,17 @@ impl Replica {
         }
     }
 
+    /// A quarantined copy stands for election only when nobody else has come forward for long: its log may hold what no
+    /// other voter that is up has, and then it leads to hand that over. It votes as ever.
+    fn hold_back(&mut self) {
+        if !self.is_quarantined() || self.is_leader() || self.raft.raft.election_elapsed < ELECTION_TICKS {
+            self.held_back = 0;
+        } else if self.held_back < QUARANTINED_WAITS {
+            self.held_back += 1;
+            self.raft.raft.election_elapsed = ELECTION_TICKS - 1;
+        }
+    }
+
     /// A message from another replica of the shard. The error says why it was dropped.
     pub fn receive(&mut self, node: NodeId, message: raft::eraftpb::Message) -> Result<(), &'static str> {
         if self.shard.replica(ReplicaId(message.from)).is_none() {
@@ -471,6 +498,9 @@ impl Replica {
             return Err("the replica can't go on");
         }
         match message.msg_type {
+            MessageType::MsgAppend if self.written_off && self.last_index() - self.applied() > self.tail_max as u64 => {
+                return Err("a replica that applies nothing holds as much of the log as it may");
+            }
             MessageType::MsgAppend => {
                 let contiguous = message
                     .entries
@@ -549,7 +579,8 @@ impl Replica {
         let matched: BTreeMap<NodeId, u64> = self.matched().into_iter().collect();
         let candidates = self.shard.replicas.iter().filter(|replica| {
             let stays = matches!(replica.role, ReplicaRole::Voter | ReplicaRole::Incoming);
-            replica.node != self.node && stays && alive.contains(&replica.node)
+            let is_sound = !self.shard.is_quarantined(replica.id);
+            replica.node != self.node && stays && is_sound && alive.contains(&replica.node)
         });
         candidates
             .max_by_key(|replica| (matched.get(&replica.node).copied(), std::cmp::Reverse(replica.id)))
@@ -857,6 +888,7 @@ impl Replica {
         self.bytes = incoming.manifest.bytes;
         self.unsaved_commit = None;
         self.dirty = true;
+        (self.damage, self.written_off) = (None, false);
         let mut clear = incoming.clear;
         clear.push(self.shard.range.clone());
         if !before.start.0.is_empty() && before != self.shard.range {
@@ -1247,6 +1279,8 @@ pub fn role_name(role: StateRole) -> &'static str {
     }
 }
 
+/// Unit: ticks.
+const QUARANTINED_WAITS: u32 = 80;
 const LEASE_RENEW: Span = Span::millis(100);
 const CORRESPONDENTS_MAX: usize = 16;
 const ROUND_TIMEOUT: Span = Span::millis(150);
@@ -1286,6 +1320,7 @@ pub fn empty_meta(id: crate::protocol::id::ShardId) -> ReplicaMeta {
             frozen: None,
             newest_replica: Default::default(),
             absorbed: Vec::new(),
+            quarantined: Vec::new(),
         },
         conf_state: ConfState::default(),
         hard_state: HardState::default(),
@@ -1295,6 +1330,7 @@ pub fn empty_meta(id: crate::protocol::id::ShardId) -> ReplicaMeta {
         shard_time_ms: 0,
         entities: 0,
         bytes: 0,
+        written_off: false,
         destroyed: false,
     }
 }

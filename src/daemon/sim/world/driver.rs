@@ -11,7 +11,7 @@ use super::super::workload::Act;
 use crate::daemon::core::effect::{Effect, Effects};
 use crate::daemon::core::event::Event as CoreEvent;
 use crate::daemon::core::input::{Input, SessionId};
-use crate::daemon::core::state::ReplicaMeta;
+use crate::daemon::core::state::{ReplicaMeta, StateError};
 use crate::daemon::core::time::{Clock, Span, Time};
 use crate::protocol::codec;
 use crate::protocol::error::{Code, WireError};
@@ -101,6 +101,10 @@ impl World {
             CoreEvent::Merged { left, .. } => (2, (left.id, left.epoch.0)),
             CoreEvent::Thawed { shard } => (3, (*shard, self.epoch_of(*shard))),
             CoreEvent::Destroyed { shard, replica, .. } => (4, (*shard, replica.0)),
+            CoreEvent::Quarantined { shard, replica } => {
+                self.quarantined.insert((*shard, *replica));
+                return;
+            }
             _ => return,
         };
         self.operations[what].insert(shard);
@@ -181,6 +185,28 @@ impl World {
                     self.write_state(machine);
                 }
                 Effect::SendSnapshot { to, header, range } => self.send_snapshot(machine, to, header.raft, &range)?,
+                Effect::HashSlice { shard, index } => {
+                    let owner = &mut self.machines[machine];
+                    let boot = owner.boot;
+                    let Some(process) = &mut owner.process else {
+                        return Ok(());
+                    };
+                    if let Some(slice) = process.store.take_kept(shard, index) {
+                        let sum = slice.sum();
+                        let pause = match self.is_manual {
+                            true => Span(0),
+                            false => Span::micros(self.machine_rng.u64(50..20_000)),
+                        };
+                        let hashed = Event::Hashed {
+                            machine,
+                            boot,
+                            shard,
+                            index,
+                            sum,
+                        };
+                        self.schedule.after(pause, hashed);
+                    }
+                }
                 // A copy that applies its own removal is not there any more when the checkers look.
                 Effect::Event(event) => {
                     if let CoreEvent::Changed { shard } = &event {
@@ -410,14 +436,21 @@ impl World {
             )
         };
         let snapshot = process.store.snapshot(range).map_err(|error| bad(&error))?;
-        let rows = snapshot.collect::<Result<Vec<_>, _>>().map_err(|error| bad(&error))?;
+        let rows = match snapshot.collect::<Result<Vec<_>, _>>() {
+            Ok(rows) => Some(rows),
+            Err(StateError::Checksum { key }) => {
+                self.input(machine, Input::Damaged { shard, row: key });
+                None
+            }
+            Err(error) => return Err(bad(&error)),
+        };
         let place = self.machines.iter().position(|machine| machine.id == to);
         let is_broken = self.fault_rng.u32(..1000) < self.plan.broken_snapshots && !self.is_healed;
         let arrival = place
             .filter(|_| !is_broken)
             .and_then(|place| self.network.stream(now, machine, place));
-        match (place, arrival) {
-            (Some(place), Some(at)) => {
+        match (place, arrival, rows) {
+            (Some(place), Some(at), Some(rows)) => {
                 let arrives = Event::Snapshot {
                     to: place,
                     from: machine,
@@ -606,6 +639,8 @@ fn kind_of(input: &Input) -> u64 {
         Input::Connected { peer, up } => 9 | peer.0 << 8 | u64::from(*up) << 16,
         Input::DiskSpace { .. } => 10,
         Input::StopAsked => 11,
+        Input::Hashed { shard, index, .. } => 12 | shard.0 << 8 | index << 16,
+        Input::Damaged { shard, .. } => 13 | shard.0 << 8,
     }
 }
 

@@ -23,6 +23,9 @@ impl World {
         let bad = |what: &str, error: &dyn fmt::Display| {
             Violation::new(Property::Log, format!("{id} does not start again: {what}: {error}"))
         };
+        if self.bug == Bug::TrustsTheDisk {
+            owner.media.trust();
+        }
         let mut opened = owner.media.open().map_err(|error| bad("its store", &error))?;
         let clock = owner.clock.read(now);
         let mut effects = Effects::new();

@@ -2,13 +2,14 @@
 //! delays and faults, and lets the checkers look after every round.
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
+use std::ops::ControlFlow;
 
 use bytes::Bytes;
 
 use super::check::{Cover, Lead, Log, Once, Outcome, Property, Record, Repl, Same, Violation, judge_history};
 use super::clock::{DRIFT_PPM_MAX, MachineClock};
 use super::disk::{Engine, Media};
-use super::fault::Plan;
+use super::fault::{Fault, Plan};
 use super::lin::Moment;
 use super::machine::{DiskManner, Machine};
 use super::mail::Mail;
@@ -18,11 +19,11 @@ use super::trace::{BriefResponse, Trace};
 use super::workload::{Client, HOT_KEYS, Mode, Stage};
 use crate::daemon::core::input::{Input, SessionId};
 use crate::daemon::core::node::{Hibernation, NodeConfig, PlantedBug, ServiceConfig};
-use crate::daemon::core::state::{LogSeq, StoreIdentity};
+use crate::daemon::core::state::{LogSeq, State, StoreIdentity};
 use crate::daemon::core::time::{Span, Time};
 use crate::protocol::id::{ClusterId, NodeId, ReplicaId, ShardId};
 use crate::protocol::key::Position;
-use crate::protocol::message::{Message, Principal, RaftMessage};
+use crate::protocol::message::{Message, Principal, RaftMessage, SliceSum};
 use crate::protocol::request::{Request, Response, RouteHint};
 use crate::protocol::shard_map::{Membership, NodeInfo};
 
@@ -65,6 +66,10 @@ pub enum Bug {
     SplitForgetsSources,
     /// Tickets are taken whatever they say.
     TakesAnyTicket,
+    /// Some copies leave out a write.
+    SkipsAWrite,
+    /// Checksums of rows are not looked at.
+    TrustsTheDisk,
 }
 
 /// What a run is like.
@@ -126,6 +131,10 @@ pub struct Report {
     pub operations: [usize; 5],
     /// Messages between entities.
     pub messages: u64,
+    /// Copies that were quarantined.
+    pub quarantined: usize,
+    /// Comparisons of a shard's copies from end to end.
+    pub verified: u64,
 }
 
 /// A run that broke a promise.
@@ -194,6 +203,7 @@ pub struct World {
     elections: u64,
     /// Changes of replicas, freezes, merges, thaws, destroyed copies.
     operations: [BTreeSet<(ShardId, u64)>; 5],
+    quarantined: BTreeSet<(ShardId, ReplicaId)>,
 }
 
 enum Event {
@@ -258,6 +268,14 @@ enum Event {
         to: NodeId,
         shard: ShardId,
         delivered: bool,
+    },
+    /// A slice of rows is summed up.
+    Hashed {
+        machine: usize,
+        boot: u64,
+        shard: ShardId,
+        index: u64,
+        sum: SliceSum,
     },
     /// Connections are looked at, disks measured, replicas compared.
     Housekeeping,
@@ -393,6 +411,7 @@ impl World {
             snapshots: 0,
             elections: 0,
             operations: Default::default(),
+            quarantined: BTreeSet::new(),
         }
     }
 
@@ -444,10 +463,21 @@ impl World {
                 },
                 close_sessions_after: self.plan.close_sessions_after,
                 tells_messages: true,
+                verify_every: if self.is_manual {
+                    Span::secs(3_600)
+                } else {
+                    Span::secs(3)
+                },
+                scrub_every: if self.is_manual {
+                    Span::secs(3_600)
+                } else {
+                    Span::secs(6)
+                },
                 planted: match self.bug {
                     Bug::ParentLingers => PlantedBug::ParentLingers,
                     Bug::DestroysUnheard => PlantedBug::DestroysUnheard,
                     Bug::MergesEarly => PlantedBug::MergesEarly,
+                    Bug::SkipsAWrite => PlantedBug::SkipsAWrite,
                     Bug::ReadsWithoutQuorum => PlantedBug::ReadsWithoutQuorum,
                     Bug::ApplyTwice => PlantedBug::ApplyTwice,
                     Bug::ReadsAsleep => PlantedBug::ReadsAsleep,
@@ -456,7 +486,7 @@ impl World {
                     Bug::AcknowledgesEarly => PlantedBug::AcknowledgesEarly,
                     Bug::SplitForgetsSources => PlantedBug::SplitForgetsSources,
                     Bug::TakesAnyTicket => PlantedBug::TakesAnyTicket,
-                    Bug::None | Bug::AckBeforeSync => PlantedBug::None,
+                    Bug::None | Bug::AckBeforeSync | Bug::TrustsTheDisk => PlantedBug::None,
                 },
             };
             let identity = StoreIdentity {
@@ -544,6 +574,9 @@ impl World {
         })?;
         self.run_until(Property::CatchUp, Span::secs(20), World::half_done)?;
         self.drain_mail()?;
+        if self.plan.kinds.contains(&Fault::Rot) || self.bug == Bug::SkipsAWrite {
+            self.run_until(Property::True, Span::secs(60), World::ailing)?;
+        }
         self.tell(janitor, Mode::Quiet);
         self.run_until(Property::Back, BACK, |world| {
             (!world.clients[janitor].is_quiet()).then(|| String::from("the janitor is busy"))
@@ -590,7 +623,15 @@ impl World {
             elections: self.elections,
             operations: std::array::from_fn(|what| self.operations[what].len()),
             messages: self.mail.count(),
+            quarantined: self.quarantined.len(),
+            verified: self.verified(),
         }
+    }
+
+    /// As the processes that still run have counted.
+    fn verified(&self) -> u64 {
+        let nodes = self.machines.iter().filter_map(|machine| machine.process.as_ref());
+        nodes.map(|process| process.node.shards_verified()).sum()
     }
 
     fn records(&self) -> impl Iterator<Item = &Record> {
@@ -685,6 +726,30 @@ impl World {
             }
         }
         found
+    }
+
+    /// A copy that is damaged or set aside.
+    fn ailing(&self) -> Option<String> {
+        for machine in &self.machines {
+            let process = machine.process.as_ref()?;
+            for replica in process.node.replicas() {
+                let (shard, id) = (&replica.shard, replica.id);
+                let unreadable = shard.range.row_ranges().iter().find_map(|(start, end)| {
+                    let scanned = process.store.scan(start, end, &mut |_, _| ControlFlow::Continue(()));
+                    scanned.err()
+                });
+                if let Some(error) = unreadable.filter(|_| !replica.is_installing()) {
+                    return Some(format!("{} {id} on {}: {error}", shard.id, machine.id));
+                }
+                if let Some(why) = &replica.damage {
+                    return Some(format!("{} {id} on {} is damaged: {why}", shard.id, machine.id));
+                }
+                if !shard.quarantined.is_empty() {
+                    return Some(format!("{} has quarantined {:?}", shard.id, shard.quarantined));
+                }
+            }
+        }
+        None
     }
 
     /// A shard whose replicas are not all equally far.
@@ -839,6 +904,17 @@ impl World {
             } => {
                 if self.process_of(machine, boot).is_some() {
                     self.input(machine, Input::SnapshotSent { to, shard, delivered });
+                }
+            }
+            Event::Hashed {
+                machine,
+                boot,
+                shard,
+                index,
+                sum,
+            } => {
+                if self.process_of(machine, boot).is_some() {
+                    self.input(machine, Input::Hashed { shard, index, sum });
                 }
             }
             Event::Housekeeping => {

@@ -136,6 +136,15 @@ impl World {
                     every,
                 });
             }
+            Fault::Rot => {
+                let victim = self.seed as usize % nodes;
+                let chance = self.fault_rng.u64(..);
+                let told = self.machines[victim].media.rot(chance);
+                let id = self.machines[victim].id;
+                self.trace.line(now, || {
+                    format!("{id} rots: {}", told.as_deref().unwrap_or("nothing there"))
+                });
+            }
             Fault::WallClock => {
                 let hour = 3_600_000;
                 let jumps = [-87_600 * hour, -hour, -2_000, 0, 500, hour, 87_600 * hour];
