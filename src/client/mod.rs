@@ -1124,9 +1124,9 @@ async fn hear_any(copies: &[Sent]) -> (usize, Heard) {
 
 fn goal(request: &Request) -> Goal {
     match request {
-        Request::Get { service, key } | Request::ShowRequest { service, key, .. } => {
-            Goal::Position(Position::new(service, key))
-        }
+        Request::Get { service, key }
+        | Request::ShowRequest { service, key, .. }
+        | Request::Children { service, key, .. } => Goal::Position(Position::new(service, key)),
         Request::Write(write) if write.key.is_empty() => {
             Goal::Position(Position::new(&write.service, &write.id.entity_key()))
         }
@@ -1149,7 +1149,9 @@ fn goal(request: &Request) -> Goal {
         | Request::MayStop { .. }
         | Request::ShowSettings
         | Request::SetSettings { .. }
-        | Request::SetService { .. } => Goal::Shard(DIRECTORY_SHARD),
+        | Request::SetService { .. }
+        | Request::ShowSchemas { .. }
+        | Request::SetSchemas { .. } => Goal::Shard(DIRECTORY_SHARD),
         Request::Map | Request::Status | Request::CreateToken { .. } | Request::Join { .. } => Goal::Any,
     }
 }

@@ -153,6 +153,7 @@ pub fn of(code: Code) -> u8 {
         | Code::StaleEpoch
         | Code::OpConflict
         | Code::OpIsOver => CONFLICT,
+        Code::BreakingSchema | Code::HasChildren => REFUSED,
         Code::BadSplit | Code::BadTarget | Code::BadMerge | Code::BadChange | Code::TooFewReplicas | Code::UnsafeOp => {
             REFUSED
         }
@@ -160,7 +161,7 @@ pub fn of(code: Code) -> u8 {
         Code::ProtocolVersion => SKEW,
         Code::Busy => THROTTLED,
         Code::DiskFull => EXHAUSTED,
-        Code::BadDocument | Code::TooLarge | Code::BadRequest => INVALID,
+        Code::BadDocument | Code::TooLarge | Code::BadRequest | Code::BadSchema | Code::AgainstSchema => INVALID,
         Code::OutcomeUnknown => UNKNOWN,
         _ if code.class() == Class::Retry => UNREACHABLE,
         _ => UNEXPECTED,

@@ -105,6 +105,9 @@ codes! {
     /// Messages caused by messages, too far.
     TooDeep = 1207, Refused, "a message was caused by too long a chain of messages",
         "Messages that cause messages carry their depth, and beyond 16 they are refused: two entities were telling each other the same thing for ever. Look at the actions in the schemas of both.";
+    /// A parent that its schema does not let go.
+    HasChildren = 1208, Refused, "the entity has children that would be left behind",
+        "The schema's relation says `on_delete = \"refuse\"`: an entity with children is not deleted. Nothing was changed. Delete or move the children first; `isxctl SERVICE get KEY --with children` lists them.";
     /// Not JSON, not an object, too deep, duplicate field.
     BadDocument = 1301, Refused, "the document is not acceptable",
         "Documents are JSON objects in UTF-8, without duplicate field names, nested at most 64 deep. The message names the place. Nothing was changed.";
@@ -117,6 +120,15 @@ codes! {
     /// Unknown service.
     NoService = 1304, Refused, "there is no such service",
         "The first part of the address names no service of this cluster. `isxctl service list` shows them.";
+    /// A schema that is none, or does not fit the others.
+    BadSchema = 1311, Refused, "the schema is not acceptable",
+        "The text is not a schema, or does not fit the schemas of the services that it names; each problem begins with its place. Nothing was changed. `isxctl schema check -f FILE` shows the same without a cluster.";
+    /// A document that is not what its schema says.
+    AgainstSchema = 1312, Refused, "the document is not what its service's schema says",
+        "The message names each field, its value and the rule that it breaks. Nothing was changed, neither the entity nor any child of a combined object. `isxctl schema show SERVICE` prints the schema.";
+    /// A new version that existing documents may not fit.
+    BreakingSchema = 1313, Refused, "the new schema may refuse documents that exist",
+        "A field, a value or a message that is allowed today would not be any more. Nothing was changed. `isxctl schema diff` lists what breaks, `isxctl schema apply --sample 1000` counts documents that would be refused; `--allow-breaking` applies it all the same.";
     /// Certificate's role does not allow it.
     Forbidden = 1401, Refused, "the client's role does not allow this",
         "Roles are in the client's certificate: viewer reads, writer also writes entities, admin also changes the cluster. Nothing was changed.";

@@ -6,6 +6,7 @@ use serde::{Deserialize, Serialize};
 use super::id::{Epoch, NodeId, ReplicaId, ShardId};
 use super::parcel::{Parcel, Receipt};
 use super::request::{Request, Response, RouteHint};
+use super::schema::bundle::Bundle;
 use super::shard_map::{MapView, ShardDescriptor};
 
 /// A frame from node to node.
@@ -147,6 +148,8 @@ pub struct Report {
     pub version: String,
     /// Version of the directory's state that its map includes.
     pub map_version: u64,
+    /// Newest revision of the schemas that it knows.
+    pub schema_revision: u64,
     /// Shards it leads, and the term in which it leads.
     pub leads: Vec<(ShardId, u64)>,
     /// Descriptors of shards it leads that are newer than its map's, which the directory should learn.
@@ -216,6 +219,8 @@ pub struct SnapshotManifest {
     pub entities: u64,
     /// Bytes of keys and documents in the shard.
     pub bytes: u64,
+    /// What its writes are judged by.
+    pub schema: Bundle,
 }
 
 /// A row of a snapshot: key and value as the state file holds them.

@@ -8,6 +8,7 @@ use super::id::{ClusterId, Epoch, NodeId, OpId, ReplicaId, RequestId, ShardId};
 use super::key::Position;
 use super::op::{Goal, NodeChange, Op, OpAction, OpView, Pace, Settings};
 use super::parcel::Receipt;
+use super::schema::bundle::{NewSchema, SchemaRecord};
 use super::shard_map::{MapView, NodeInfo, ReplicaDescriptor, ShardDescriptor, ShardSizes};
 
 /// Largest document. Unit: bytes.
@@ -70,6 +71,17 @@ pub enum Request {
         limit: u32,
         /// Whether documents are wanted, or keys and versions only.
         documents: bool,
+    },
+    /// Children that an entity knows of, in key order; at most [`CHILDREN_PER_ANSWER`].
+    Children {
+        /// The parent's service.
+        service: String,
+        /// The parent's key.
+        key: String,
+        /// The relation.
+        relation: String,
+        /// Only those behind this key; empty: from the first on.
+        after: String,
     },
     /// What became of a write.
     ShowRequest {
@@ -231,6 +243,24 @@ pub enum Request {
         replicas: u32,
         /// When shards are split and merged.
         sizes: ShardSizes,
+        /// Makes a repeat harmless.
+        id: RequestId,
+    },
+    /// Schemas as they are, or all versions that are remembered of one service's. Answered with `Response::Schemas`.
+    ShowSchemas {
+        /// One service's versions, newest first; `None`: the newest of each.
+        service: Option<String>,
+    },
+    /// New versions of schemas, all or none.
+    SetSchemas {
+        /// At most one of a service.
+        schemas: Vec<NewSchema>,
+        /// Changes that may make existing documents unacceptable are wanted.
+        allow_breaking: bool,
+        /// Why, for those who ask later.
+        because: String,
+        /// Check and answer, change nothing.
+        dry_run: bool,
         /// Makes a repeat harmless.
         id: RequestId,
     },
@@ -396,6 +426,10 @@ pub enum Response {
     Ops(Vec<OpView>),
     /// To `ShowSettings`.
     Settings(Settings),
+    /// To `Children`.
+    Children(Vec<Child>),
+    /// To `ShowSchemas` and `SetSchemas`.
+    Schemas(Vec<SchemaRecord>),
     /// To `Join`.
     Joined(Box<Joined>),
     /// To `RegisterNode`.
@@ -430,7 +464,25 @@ pub struct Entity {
     pub updated_ms: u64,
     /// The document as it was put.
     pub document: Bytes,
+    /// Version of the service's schema that it was judged by; 0: none.
+    pub schema: u64,
+    /// What its children feed together.
+    pub aggregates: Vec<(String, i64)>,
 }
+
+/// What a parent knows of a child.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Child {
+    /// Its key.
+    pub key: String,
+    /// The child has said that it is one; until then it has only been asked to be.
+    pub attached: bool,
+    /// What it feeds.
+    pub feeds: Vec<(String, i64)>,
+}
+
+/// Most children in one answer.
+pub const CHILDREN_PER_ANSWER: usize = 1_000;
 
 /// What a write did.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -516,6 +568,8 @@ pub struct ReplicaStatus {
     pub bytes: u64,
     /// Requests per second, over the last seconds; a leader's count.
     pub requests_per_s: u64,
+    /// Revision of the schemas that this copy judges writes by; 0: none.
+    pub schema_revision: u64,
     /// Where this copy leads: each follower and how far its log is known to match.
     pub matched: Vec<(NodeId, u64)>,
 }

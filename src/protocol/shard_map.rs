@@ -7,6 +7,7 @@ use serde::{Deserialize, Serialize};
 use super::id::{Epoch, NodeId, ReplicaId, ShardId};
 use super::key::{KeyRange, Position};
 use super::op::Overlay;
+use super::schema::bundle::SchemaText;
 
 /// What a replica counts for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
@@ -212,6 +213,8 @@ pub struct ShardMap {
     pub nodes: BTreeMap<NodeId, NodeInfo>,
     /// Services by name.
     pub services: BTreeMap<String, ServiceInfo>,
+    /// Newest schema of each service that has one.
+    pub schemas: BTreeMap<String, SchemaText>,
 }
 
 /// All or part of a map on its way to somebody.
@@ -227,6 +230,8 @@ pub struct MapView {
     pub nodes: Vec<NodeInfo>,
     /// Services.
     pub services: Vec<ServiceInfo>,
+    /// Schemas; of those that the receiver has already, none.
+    pub schemas: Vec<SchemaText>,
 }
 
 impl ShardMap {
@@ -355,9 +360,26 @@ impl ShardMap {
                 self.services.insert(service.name.clone(), service.clone());
             }
         }
+        for schema in &view.schemas {
+            let known = self.schemas.get(&schema.service);
+            if known.is_none_or(|known| known.revision < schema.revision) {
+                self.schemas.insert(schema.service.clone(), schema.clone());
+            }
+        }
     }
 
-    /// Everything this map knows.
+    /// The newest revision among the schemas known; 0: none is.
+    pub fn schema_revision(&self) -> u64 {
+        self.schemas.values().map(|schema| schema.revision).max().unwrap_or(0)
+    }
+
+    /// Schemas that are newer than `revision`: they are long and seldom new.
+    pub fn schemas_since(&self, revision: u64) -> Vec<SchemaText> {
+        let newer = self.schemas.values().filter(|schema| schema.revision > revision);
+        newer.cloned().collect()
+    }
+
+    /// Everything this map knows, but for schemas.
     pub fn view(&self) -> MapView {
         MapView {
             version: self.version,
@@ -369,6 +391,7 @@ impl ShardMap {
                 .collect(),
             nodes: self.nodes.values().cloned().collect(),
             services: self.services.values().cloned().collect(),
+            schemas: Vec::new(),
         }
     }
 }

@@ -10,6 +10,7 @@ use crate::protocol::id::{Epoch, NodeId, ReplicaId, RequestId, ShardId};
 use crate::protocol::key::Position;
 use crate::protocol::parcel::Parcel;
 use crate::protocol::request::{ReplicaChange, Write};
+use crate::protocol::schema::bundle::Bundle;
 use crate::protocol::shard_map::ShardDescriptor;
 
 /// Content of a normal log entry. An entry without data is a new leader's no-op.
@@ -100,6 +101,8 @@ pub enum Command {
         /// The copy.
         replica: ReplicaId,
     },
+    /// What the shard's writes are judged by from here on.
+    Schema(Bundle),
     /// Change the directory.
     Directory(DirectoryCommand),
     /// Messages from entities elsewhere for entities of this shard.
@@ -161,7 +164,8 @@ impl Command {
             Command::Freeze { .. } | Command::BumpEpoch { .. } | Command::Quarantine { .. } => 100,
             Command::Verify { from, .. } => from.len() + 40,
             Command::Merge { .. } | Command::Thaw { .. } => 2_000,
-            Command::Directory(_) => 1000,
+            Command::Schema(schema) => schema.size(),
+            Command::Directory(command) => command.size(),
             Command::Deliver(parcels) => parcels.iter().map(Parcel::size).sum(),
             Command::Acknowledge(all) => all.iter().map(|known| known.from.0.len() + known.to.0.len() + 16).sum(),
         }

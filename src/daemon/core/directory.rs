@@ -7,6 +7,7 @@ use std::collections::BTreeMap;
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 
+use super::catalog::{Catalog, CatalogCommand};
 use super::ledger::{Ledger, LedgerCommand, LedgerOutcome};
 use super::state::{State, StateError};
 use crate::protocol::codec;
@@ -61,6 +62,8 @@ pub enum DirectoryCommand {
         /// Wall clock. Unit: ms since 1970.
         wall_ms: u64,
     },
+    /// Schemas.
+    Catalog(CatalogCommand),
     /// How a service's shards are cut and copied.
     SetService {
         /// The service.
@@ -72,6 +75,16 @@ pub enum DirectoryCommand {
     },
 }
 
+impl DirectoryCommand {
+    /// About how long it is in an entry. Unit: bytes.
+    pub fn size(&self) -> usize {
+        match self {
+            DirectoryCommand::Catalog(command) => command.size(),
+            _ => 1000,
+        }
+    }
+}
+
 /// The directory in memory: what its rows say, on every replica of `s-0`.
 #[derive(Debug, Default)]
 pub struct Directory {
@@ -79,6 +92,8 @@ pub struct Directory {
     pub map: ShardMap,
     /// Operations, tasks, settings.
     pub ledger: Ledger,
+    /// Versions of schemas.
+    pub catalog: Catalog,
     next_id: u64,
     /// Shards that were learnt since the rows were read, and the version that brought each.
     learnt: BTreeMap<ShardId, u64>,
@@ -107,6 +122,7 @@ impl Directory {
         let mut next_id = FIRST_ALLOCATED_ID;
         let mut bad = None;
         let mut ledger = Ledger::default();
+        let mut catalog = Catalog::default();
         let range = range();
         state.scan(&range.start.0, &range.end.0, &mut |key, value| {
             let read = match key.get(1) {
@@ -116,6 +132,7 @@ impl Directory {
                 }),
                 Some(b'n') => codec::decode(value).map(|node| view.nodes.push(node)),
                 Some(b's') => codec::decode(value).map(|shard| view.shards.push(shard)),
+                Some(b'h') => codec::decode(value).map(|record| catalog.load(record)),
                 Some(b'v') => codec::decode(value).map(|service| view.services.push(service)),
                 Some(&table) => ledger.load(table, value).map(drop),
                 None => Ok(()),
@@ -132,21 +149,27 @@ impl Directory {
             return Err(error);
         }
         let mut map = ShardMap::default();
+        view.schemas = catalog.newest().cloned().collect();
         map.learn(&view);
         Ok(Self {
             loaded: map.version,
             map,
             ledger,
+            catalog,
             next_id,
             learnt: BTreeMap::new(),
         })
     }
 
     /// What somebody lacks who has heard of everything up to `version`: all of the map where that is too long ago. Nodes
-    /// and services are few and always in it.
-    pub fn view_since(&self, version: u64) -> MapView {
+    /// and services are few and always in it. Schemas are in it that are newer than `revision`.
+    pub fn view_since(&self, version: u64, revision: u64) -> MapView {
+        let schemas = self.map.schemas_since(revision);
         if version < self.loaded {
-            return self.map.view();
+            return MapView {
+                schemas,
+                ..self.map.view()
+            };
         }
         let news = self.learnt.iter().filter(|&(_, &learnt)| learnt > version);
         MapView {
@@ -155,6 +178,7 @@ impl Directory {
             leaders: Vec::new(),
             nodes: self.map.nodes.values().cloned().collect(),
             services: self.map.services.values().cloned().collect(),
+            schemas,
         }
     }
 
@@ -192,6 +216,7 @@ impl Directory {
             DirectoryCommand::Ledger(command) => self.change_ledger(command, state),
             DirectoryCommand::ChangeNode { node, change, wall_ms } => self.change_node(*node, change, *wall_ms, state),
             DirectoryCommand::Dismiss { node, op, wall_ms } => self.dismiss(*node, *op, *wall_ms, state),
+            DirectoryCommand::Catalog(command) => self.change_catalog(command, state),
             DirectoryCommand::SetService { name, replicas, sizes } => {
                 let Some(service) = self.map.services.get_mut(name) else {
                     let text = format!("there is no service `{name}`; nothing was changed");
@@ -474,7 +499,7 @@ impl Directory {
         news
     }
 
-    fn changed(&mut self, state: &mut dyn State) {
+    pub(super) fn changed(&mut self, state: &mut dyn State) {
         self.map.version += 1;
         self.save_counters(state);
     }

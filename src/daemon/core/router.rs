@@ -4,6 +4,7 @@ use std::ops::ControlFlow;
 use super::command::Command;
 use super::effect::{Effect, Effects};
 use super::entity::machine::{self, Context};
+use super::entity::schema;
 use super::limits::*;
 use super::node::{Forwarded, Node, PlantedBug, bad_split, busy, merge, stale_epoch};
 use super::replica::{Read, Replica, Waiter, Waiting, role_name};
@@ -107,9 +108,11 @@ impl Node {
     fn must_wait(&self, shard: ShardId, request: &Request) -> Option<WireError> {
         let replica = self.replicas.get(&shard)?;
         match request {
-            Request::Get { .. } | Request::List { .. } | Request::ShowRequest { .. } | Request::Write(_) => {
-                replica.shard.frozen.is_some().then(|| merge::frozen(&replica.shard))
-            }
+            Request::Get { .. }
+            | Request::List { .. }
+            | Request::ShowRequest { .. }
+            | Request::Children { .. }
+            | Request::Write(_) => replica.shard.frozen.is_some().then(|| merge::frozen(&replica.shard)),
             Request::MergeShards { left_epoch, right, .. } => {
                 let checked = self.check_merge(&replica.shard, *left_epoch, right);
                 checked.err().filter(|error| error.code == Code::NotFrozenYet)
@@ -147,7 +150,9 @@ impl Node {
             }
         };
         match request {
-            Request::Get { service, key } | Request::ShowRequest { service, key, .. } => {
+            Request::Get { service, key }
+            | Request::ShowRequest { service, key, .. }
+            | Request::Children { service, key, .. } => {
                 service_exists(service)?;
                 key::check_entity_key(key).map_err(bad)
             }
@@ -221,9 +226,9 @@ impl Node {
             }
         };
         match request {
-            Request::Get { service, key } | Request::ShowRequest { service, key, .. } => {
-                by_position(&Position::new(service, key))
-            }
+            Request::Get { service, key }
+            | Request::ShowRequest { service, key, .. }
+            | Request::Children { service, key, .. } => by_position(&Position::new(service, key)),
             Request::Write(write) => by_position(&Position::new(&write.service, &write.key)),
             Request::List { from, .. } => by_position(from),
             Request::SplitShard { shard, .. }
@@ -374,7 +379,7 @@ impl Node {
             return;
         };
         let refusal = match request {
-            Request::Get { .. } | Request::List { .. } | Request::ShowRequest { .. } => {
+            Request::Get { .. } | Request::List { .. } | Request::ShowRequest { .. } | Request::Children { .. } => {
                 return self.read_here(shard, waiting, request, state, effects);
             }
             Request::VerifyShard { .. } => return self.verify_here(shard, waiting),
@@ -574,7 +579,29 @@ impl Node {
                 if !replica.shard.range.contains(&position) && !self.lingers(replica.shard.id, &position) {
                     return Ok(stale(&position));
                 }
-                (Response::Entity(machine::read(&position, state)?), None)
+                let mut entity = machine::read(&position, state)?;
+                if let Some(entity) = entity.as_mut().filter(|_| !replica.schema.is_empty()) {
+                    entity.aggregates = schema::aggregates(&position, state)?;
+                }
+                (Response::Entity(entity), None)
+            }
+            Request::Children {
+                service,
+                key,
+                relation,
+                after,
+            } => {
+                let position = Position::new(service, key);
+                if !replica.shard.range.contains(&position) {
+                    return Ok(stale(&position));
+                }
+                let children = schema::children(&position, relation, after, CHILDREN_PER_ANSWER, state)?;
+                let of = |(key, row): (String, schema::ChildRow)| Child {
+                    key,
+                    attached: row.attached,
+                    feeds: row.feeds,
+                };
+                (Response::Children(children.into_iter().map(of).collect()), None)
             }
             Request::ShowRequest { service, key, id } => {
                 let position = Position::new(service, key);
@@ -676,6 +703,7 @@ fn replica_status(replica: &Replica) -> ReplicaStatus {
         entities: replica.entities,
         bytes: replica.bytes,
         requests_per_s: replica.requests_per_s,
+        schema_revision: replica.schema.revision,
         matched: replica.matched(),
     }
 }
@@ -738,9 +766,11 @@ fn list(
 fn allowed(principal: &Principal, request: &Request) -> Result<(), WireError> {
     let needs = match request {
         Request::Join { .. } => Role::Nobody,
+        Request::Children { .. } => Role::Viewer,
         Request::Get { .. } | Request::List { .. } | Request::ShowRequest { .. } | Request::Map | Request::Status => {
             Role::Viewer
         }
+        Request::ShowSchemas { .. } => Role::Viewer,
         Request::ListOps { .. } | Request::ShowSettings | Request::MayStop { .. } | Request::VerifyShard { .. } => {
             Role::Viewer
         }
@@ -759,6 +789,7 @@ fn allowed(principal: &Principal, request: &Request) -> Result<(), WireError> {
         | Request::ChangeNode { .. }
         | Request::SetSettings { .. }
         | Request::SetService { .. }
+        | Request::SetSchemas { .. }
         | Request::RegisterNode { .. } => Role::Admin,
     };
     if principal.role >= needs {
@@ -783,6 +814,8 @@ fn is_for_operator(request: &Request) -> bool {
             | Request::ShowSettings
             | Request::SetSettings { .. }
             | Request::SetService { .. }
+            | Request::ShowSchemas { .. }
+            | Request::SetSchemas { .. }
     )
 }
 
@@ -801,6 +834,7 @@ fn request_id(request: &Request) -> Option<RequestId> {
         | Request::ChangeNode { id, .. }
         | Request::SetSettings { id, .. }
         | Request::SetService { id, .. }
+        | Request::SetSchemas { id, dry_run: false, .. }
         | Request::AllocateIds { id, .. }
         | Request::RegisterNode { id, .. } => Some(*id),
         _ => None,

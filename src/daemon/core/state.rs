@@ -9,6 +9,7 @@ use serde::{Deserialize, Serialize};
 use super::verify::Slice;
 use crate::protocol::id::{ClusterId, NodeId, ReplicaId, ShardId};
 use crate::protocol::key::KeyRange;
+use crate::protocol::schema::bundle::Bundle;
 use crate::protocol::shard_map::ShardDescriptor;
 
 /// Applied rows: the memtable over the state file. The driver gives it to each step.
@@ -100,6 +101,8 @@ pub struct ReplicaMeta {
     pub bytes: u64,
     /// The rows are known to be wrong: nothing is applied to them or read from them, and the copy waits to be replaced.
     pub written_off: bool,
+    /// What the shard's writes are judged by as of `applied`.
+    pub schema: Bundle,
     /// The replica was removed from the shard, or its shard was absorbed: it must never be made again. A later one with a
     /// higher id may.
     pub destroyed: bool,

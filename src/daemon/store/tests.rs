@@ -61,6 +61,7 @@ fn meta(shard: ShardId, applied: u64) -> ReplicaMeta {
         entities: 0,
         bytes: 0,
         written_off: false,
+        schema: Default::default(),
         destroyed: false,
     }
 }

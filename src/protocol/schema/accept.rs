@@ -1,16 +1,19 @@
 //! What an entity does with a message that has arrived.
-use super::action::Act;
-use super::document::{Document, Raw, text};
+use bytes::Bytes;
+
+use super::document::{Document, Raw, kind_of};
 use super::validate::tell;
 use super::{Accept, Schema, Taken};
+use crate::protocol::activity::Body;
+use crate::protocol::json;
 
 /// What becomes of a message.
-#[derive(Debug, Clone)]
-pub enum Verdict<'a> {
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Verdict {
     /// It changes nothing: what it wants is so already, or does not concern this entity any more.
     Nothing,
     /// This is the document now.
-    Write(Document<'a>),
+    Write(Bytes),
     /// The entity is deleted.
     Delete,
     /// It is refused, and the sender is told why.
@@ -19,27 +22,27 @@ pub enum Verdict<'a> {
 
 impl Schema {
     /// Judges a message from `service`/`key`, for an entity that has this document (`None`: it does not exist).
-    pub fn receive<'a>(&self, service: &str, key: &str, act: &'a Act, before: Option<&Document<'a>>) -> Verdict<'a> {
+    pub fn receive(&self, service: &str, key: &str, body: &Body, before: Option<&Document>) -> Verdict {
         let parent = self.parent_field(service);
         let is_parent = parent.is_some_and(|relation| {
             before
                 .and_then(|document| document.text(&relation.field))
                 .is_some_and(|named| named == key)
         });
-        let what = match act {
-            Act::Put { .. } => Taken::Put,
-            Act::Set { .. } => Taken::Set,
-            Act::Delete => Taken::Delete,
-            Act::Detach => Taken::Detach,
-            Act::Call { name, .. } => Taken::Call(name.clone()),
-            Act::Attach { .. } | Act::Leave => return Verdict::Nothing,
+        let what = match body {
+            Body::Put { .. } => Taken::Put,
+            Body::Merge { .. } => Taken::Set,
+            Body::Delete => Taken::Delete,
+            Body::Detach { .. } => Taken::Detach,
+            Body::Call { action, .. } => Taken::Call(action.clone()),
+            _ => return Verdict::Nothing,
         };
         let entries: Vec<&Accept> = self
             .accepts
             .iter()
             .filter(|accept| accept.what == what && accept.from.as_deref().is_none_or(|from| from == service))
             .collect();
-        if let Act::Call { name, params } = act {
+        if let Body::Call { action: name, params } = body {
             let Some(accept) = entries.first() else {
                 return Verdict::Refused(format!("{} accepts no call `{name}` from {service}", self.service));
             };
@@ -65,8 +68,8 @@ impl Schema {
         if let Some(refusal) = entries.iter().find(refuses) {
             return Verdict::Refused(refusal.reason.clone());
         }
-        match (act, before) {
-            (Act::Put { document }, _) => match Document::parse(document) {
+        match (body, before) {
+            (Body::Put { document }, _) => match Document::parse(document) {
                 Ok(mut document) => {
                     if let Some(relation) = parent {
                         document.set(&relation.field, Raw::text(key).0.into_string());
@@ -75,29 +78,38 @@ impl Schema {
                 }
                 Err(error) => Verdict::Refused(error),
             },
-            (Act::Set { fields }, Some(document)) => match Document::parse(fields) {
-                Ok(fields) => {
-                    let mut after = document.clone();
-                    for (name, value) in fields.fields() {
-                        set(&mut after, name, value);
-                    }
-                    self.judged(after, before)
-                }
-                Err(error) => Verdict::Refused(error),
-            },
-            (Act::Detach, Some(document)) if is_parent => {
+            (Body::Merge { patch }, Some(document)) => self.merge(patch, document),
+            (Body::Detach { .. }, Some(document)) if is_parent => {
                 let mut after = document.clone();
                 if let Some(relation) = parent {
                     after.remove(&relation.field);
                 }
                 self.judged(after, before)
             }
-            (Act::Delete, Some(_)) => Verdict::Delete,
+            (Body::Delete, Some(_)) => Verdict::Delete,
             _ => Verdict::Nothing,
         }
     }
 
-    fn call<'a>(&self, accept: &Accept, params: &'a [u8], before: &Document<'a>) -> Verdict<'a> {
+    fn merge(&self, patch: &Bytes, before: &Document) -> Verdict {
+        let fields = match Document::parse(patch) {
+            Ok(fields) => fields,
+            Err(error) => return Verdict::Refused(error),
+        };
+        let is_deep = fields.fields().any(|(_, value)| kind_of(value) == "an object");
+        if is_deep {
+            let merged = json::merge_patch(&before.encode(), patch);
+            let judged = merged.as_deref().map_err(Clone::clone).and_then(Document::parse);
+            return judged.map_or_else(Verdict::Refused, |after| self.judged(after, Some(before)));
+        }
+        let mut after = before.clone();
+        for (name, value) in fields.fields() {
+            set(&mut after, name, value);
+        }
+        self.judged(after, Some(before))
+    }
+
+    fn call(&self, accept: &Accept, params: &[u8], before: &Document) -> Verdict {
         if accept
             .refuse_when
             .as_ref()
@@ -128,16 +140,22 @@ impl Schema {
     }
 
     /// What a changed document comes to. One that is as it was changes nothing, so that no action follows from it.
-    fn judged<'a>(&self, after: Document<'a>, before: Option<&Document<'a>>) -> Verdict<'a> {
-        match self.validate(after) {
-            Err(found) => Verdict::Refused(tell(&found)),
-            Ok(after) if after.encode().len() > self.limits.document_bytes => Verdict::Refused(format!(
-                "the document would have more than {} bytes",
-                self.limits.document_bytes
-            )),
-            Ok(after) if before.is_some_and(|before| before.is_same(&after)) => Verdict::Nothing,
-            Ok(after) => Verdict::Write(after),
+    fn judged(&self, after: Document, before: Option<&Document>) -> Verdict {
+        let after = match self.validate(after) {
+            Ok(after) => after,
+            Err(found) => return Verdict::Refused(tell(&found)),
+        };
+        if before.is_some_and(|before| before.is_same(&after)) {
+            return Verdict::Nothing;
         }
+        let (bytes, limit) = (after.encode(), self.limits.document_bytes);
+        if bytes.len() > limit {
+            return Verdict::Refused(format!(
+                "the document would have {} bytes, more than {limit}",
+                bytes.len()
+            ));
+        }
+        Verdict::Write(bytes)
     }
 
     /// The sender's document with a field that says who refused and why.
@@ -175,9 +193,4 @@ impl Document<'_> {
 /// The text of a refusal's sender, for a mark.
 pub fn mark_text(service: &str, key: &str, reason: &str) -> String {
     format!("{service}/{key}: {reason}")
-}
-
-/// The key that a field of a document names, if it holds one.
-pub fn key_in(document: &Document, field: &str) -> Option<String> {
-    document.field(field).and_then(text).map(|key| key.into_owned())
 }

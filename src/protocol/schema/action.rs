@@ -1,43 +1,9 @@
 //! What others are to be told when an entity changes.
-use bytes::Bytes;
-
 use super::bundle::Ruleset;
 use super::document::{self, Document, Raw};
 use super::number;
-use super::{Action, ChangeKind, Does, OnDelete, Schema, When};
-
-/// What one entity wants of another.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Act {
-    /// Be this: a child of a combined object.
-    Put {
-        /// The child's document.
-        document: Bytes,
-    },
-    /// Set these fields; null removes one.
-    Set {
-        /// An object.
-        fields: Bytes,
-    },
-    /// Be deleted.
-    Delete,
-    /// Forget your parent.
-    Detach,
-    /// Do what you have under this name.
-    Call {
-        /// The name.
-        name: String,
-        /// An object.
-        params: Bytes,
-    },
-    /// A child to its parent: here I am, and this is what I feed.
-    Attach {
-        /// Aggregate, contribution.
-        feeds: Vec<(String, i64)>,
-    },
-    /// A child to a parent that is not its parent any more.
-    Leave,
-}
+use super::{Action, ChangeKind, ChildRelation, Does, OnDelete, Schema, When};
+use crate::protocol::activity::Body;
 
 /// Something to be sent.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -47,9 +13,7 @@ pub struct Send {
     /// Receiver's key.
     pub key: String,
     /// What is wanted.
-    pub act: Act,
-    /// The action that wants it, whose `refused` applies; `None` for what the relations themselves need.
-    pub action: Option<String>,
+    pub body: Body,
 }
 
 /// What a write did to a document.
@@ -101,14 +65,34 @@ impl When {
 }
 
 impl Schema {
-    /// The actions that a change sets off, and what each sends.
-    pub fn triggered<'s>(&'s self, change: &Transition) -> Vec<(&'s Action, Act)> {
+    /// The actions that a change sets off.
+    pub fn triggered<'s>(&'s self, change: &Transition) -> Vec<&'s Action> {
         let is_on = |action: &&Action| {
             action.on.contains(&change.kind) && action.when.as_ref().is_none_or(|when| when.holds(change))
         };
-        let document = change.after.or(change.before);
-        let actions = self.actions.iter().filter(is_on);
-        actions.map(|action| (action, action.does.act(document))).collect()
+        self.actions.iter().filter(is_on).collect()
+    }
+
+    /// The field that says so when an entity of `service` refuses what it was asked: `wanted` is the kind of message or
+    /// the name of the call.
+    pub fn mark_of(&self, service: &str, wanted: &str) -> Option<&str> {
+        let child = self.children.iter().find(|relation| relation.service == service);
+        if let ("put", Some(relation)) = (wanted, child) {
+            return relation.mark.as_deref();
+        }
+        let is_to = |action: &&Action| {
+            let parent = self.parents.iter().find(|relation| relation.field == action.to);
+            let to_child = child.is_some_and(|relation| relation.field == action.to);
+            to_child || parent.is_some_and(|relation| relation.service == service)
+        };
+        let is_it = |action: &&Action| match &action.does {
+            Does::Set { .. } => wanted == "merge",
+            Does::Delete => wanted == "delete",
+            Does::Detach => wanted == "detach",
+            Does::Call { name, .. } => wanted == name,
+        };
+        let mut actions = self.actions.iter().filter(is_to).filter(is_it);
+        actions.find_map(|action| action.mark.as_deref())
     }
 
     /// The parents that a document names: field, service, key.
@@ -148,7 +132,8 @@ impl Schema {
 }
 
 impl Does {
-    fn act(&self, document: Option<&Document>) -> Act {
+    /// The message; `field` is the one in which the receiver names the sender, if it is the sender's child.
+    fn body(&self, field: &str, document: Option<&Document>) -> Body {
         let object = |constants: &[(String, Raw)], copied: &[(String, String)]| {
             let mut object = Document::empty();
             for (name, value) in constants {
@@ -161,13 +146,15 @@ impl Does {
             object.encode()
         };
         match self {
-            Does::Set { set, copy } => Act::Set {
-                fields: object(set, copy),
+            Does::Set { set, copy } => Body::Merge {
+                patch: object(set, copy),
             },
-            Does::Delete => Act::Delete,
-            Does::Detach => Act::Detach,
-            Does::Call { name, params, copy } => Act::Call {
-                name: name.clone(),
+            Does::Delete => Body::Delete,
+            Does::Detach => Body::Detach {
+                field: field.to_owned(),
+            },
+            Does::Call { name, params, copy } => Body::Call {
+                action: name.clone(),
                 params: object(params, copy),
             },
         }
@@ -189,34 +176,31 @@ pub struct HasChildren {
 
 impl Ruleset {
     /// Everything that a change sends, in order: to the parents, then what relations and actions want of the children.
-    /// `children` gives the keys of a relation's children, those that this very change adds included.
+    /// `children` gives the keys of a relation's children, those that this very change adds included. `is_known`: the
+    /// parents have been told under these very rules what the document before meant.
     pub fn consequences<E>(
         &self,
         change: &Transition,
+        is_known: bool,
         children: &mut dyn FnMut(&str) -> Result<Vec<String>, E>,
     ) -> Result<Result<Vec<Send>, HasChildren>, E> {
         let schema = &self.own.schema;
-        let mut sends = self.parent_news(change);
-        for (action, act) in schema.triggered(change) {
-            let mut send = |service: &str, key: String| {
-                sends.push(Send {
-                    service: service.to_owned(),
-                    key,
-                    act: act.clone(),
-                    action: Some(action.name.clone()),
-                });
+        let document = change.after.or(change.before);
+        let mut sends = self.parent_news(change, is_known);
+        for action in schema.triggered(change) {
+            let mut send = |service: &str, key: String, body: Body| {
+                let service = service.to_owned();
+                sends.push(Send { service, key, body });
             };
             if let Some(relation) = schema.child_relation(&action.to) {
+                let body = action.does.body(self.back_field(relation), document);
                 for key in children(&relation.field)? {
-                    send(&relation.service, key);
+                    send(&relation.service, key, body.clone());
                 }
-            } else if let Some(document) = change.after.or(change.before) {
-                for (_, service, key) in schema
-                    .parents_of(document)
-                    .into_iter()
-                    .filter(|(f, ..)| *f == action.to)
-                {
-                    send(&service, key);
+            } else if let Some(document) = document {
+                let named = schema.parents_of(document).into_iter();
+                for (_, service, key) in named.filter(|(field, ..)| *field == action.to) {
+                    send(&service, key, action.does.body("", Some(document)));
                 }
             }
         }
@@ -231,21 +215,36 @@ impl Ruleset {
                         count: keys.len(),
                     }));
                 }
-                for key in keys {
-                    sends.push(Send {
-                        service: relation.service.clone(),
-                        key,
-                        act: relation.on_delete.act(),
-                        action: None,
-                    });
-                }
+                sends.extend(keys.into_iter().map(|key| Send {
+                    service: relation.service.clone(),
+                    key,
+                    body: self.farewell(relation),
+                }));
             }
         }
         Ok(Ok(sends))
     }
 
+    /// What a child is told whose parent is gone. One that arrives after a parent that would not have left children
+    /// behind was deleted is let go.
+    pub fn farewell(&self, relation: &ChildRelation) -> Body {
+        match relation.on_delete {
+            OnDelete::Cascade => Body::Delete,
+            OnDelete::Detach | OnDelete::Refuse => Body::Detach {
+                field: self.back_field(relation).to_owned(),
+            },
+        }
+    }
+
+    /// The field in which the children of a relation name their parent.
+    fn back_field(&self, relation: &ChildRelation) -> &str {
+        let child = self.related.get(&relation.service);
+        let back = child.and_then(|child| child.parent_field(&self.own.schema.service));
+        back.map_or("", |relation| &relation.field)
+    }
+
     /// What a change tells the parents: the new ones that they have a child and what it feeds, the old ones that it left.
-    pub fn parent_news(&self, change: &Transition) -> Vec<Send> {
+    fn parent_news(&self, change: &Transition, is_known: bool) -> Vec<Send> {
         let schema = &self.own.schema;
         type Parent = (String, String, Vec<(String, i64)>);
         let parents = |document: Option<&Document>| -> Vec<Parent> {
@@ -258,41 +257,31 @@ impl Ruleset {
             });
             with_feeds.collect()
         };
+        let relation = |service: &str| -> String {
+            let parent = self.related.get(service);
+            let relation = parent.and_then(|parent| parent.children.iter().find(|r| r.service == schema.service));
+            relation.map_or_else(String::new, |relation| relation.field.clone())
+        };
         let (before, after) = (parents(change.before), parents(change.after));
         let mut sends = Vec::new();
         for (service, key, _) in &before {
             if !after.iter().any(|(s, k, _)| s == service && k == key) {
+                let relation = relation(service);
                 sends.push(Send {
                     service: service.clone(),
                     key: key.clone(),
-                    act: Act::Leave,
-                    action: None,
+                    body: Body::Leave { relation },
                 });
             }
         }
         for parent in &after {
-            if !before.contains(parent) {
-                let (service, key, feeds) = parent.clone();
-                let act = Act::Attach { feeds };
-                sends.push(Send {
-                    service,
-                    key,
-                    act,
-                    action: None,
-                });
+            if !is_known || !before.contains(parent) {
+                let (service, key, values) = parent.clone();
+                let relation = relation(&service);
+                let body = Body::Attach { relation, values };
+                sends.push(Send { service, key, body });
             }
         }
         sends
-    }
-}
-
-impl OnDelete {
-    /// What a child is told whose parent is gone. One that arrives after a parent that refuses to leave children behind
-    /// was deleted is let go.
-    pub fn act(self) -> Act {
-        match self {
-            OnDelete::Cascade => Act::Delete,
-            OnDelete::Detach | OnDelete::Refuse => Act::Detach,
-        }
     }
 }

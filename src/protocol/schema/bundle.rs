@@ -20,6 +20,30 @@ pub struct SchemaText {
     pub text: String,
 }
 
+/// A schema that somebody wants.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NewSchema {
+    /// The service.
+    pub service: String,
+    /// TOML.
+    pub text: String,
+    /// The version that it takes the place of; 0: there is none yet.
+    pub expected: u64,
+}
+
+/// A version of a schema and how it came to be.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SchemaRecord {
+    /// The schema.
+    pub schema: SchemaText,
+    /// Who made it.
+    pub by: String,
+    /// Why.
+    pub because: String,
+    /// Wall clock. Unit: ms since 1970.
+    pub wall_ms: u64,
+}
+
 /// What a shard judges its writes by, as its log holds it.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub struct Bundle {

@@ -5,12 +5,13 @@ use std::sync::Arc;
 use bytes::Bytes;
 
 use super::accept::Verdict;
-use super::action::{Act, Send, Transition};
+use super::action::{Send, Transition};
 use super::bundle::{Bundle, Ruleset, SchemaText};
 use super::check::{Schemas, check_all};
 use super::document::Document;
 use super::validate::tell;
 use super::*;
+use crate::protocol::activity::Body;
 use crate::protocol::id::RequestId;
 
 const ADVERTISER: &str = include_str!("../../../examples/schemas/advertiser.toml");
@@ -358,21 +359,22 @@ fn sent(rules: &Ruleset, kind: ChangeKind, before: Option<&str>, after: Option<&
         Ok(vec!["p-1".to_owned(), "p-2".to_owned()])
     };
     let sends = rules
-        .consequences(&change, &mut children)
+        .consequences(&change, true, &mut children)
         .expect("no rows are read")
         .expect("allowed");
     sends.iter().map(show).collect()
 }
 
 fn show(send: &Send) -> String {
-    let act = match &send.act {
-        Act::Put { .. } => "put".to_owned(),
-        Act::Set { fields } => format!("set {}", String::from_utf8_lossy(fields)),
-        Act::Delete => "delete".to_owned(),
-        Act::Detach => "detach".to_owned(),
-        Act::Call { name, params } => format!("call {name} {}", String::from_utf8_lossy(params)),
-        Act::Attach { feeds } => format!("attach {feeds:?}"),
-        Act::Leave => "leave".to_owned(),
+    let act = match &send.body {
+        Body::Put { .. } => "put".to_owned(),
+        Body::Merge { patch } => format!("set {}", String::from_utf8_lossy(patch)),
+        Body::Delete => "delete".to_owned(),
+        Body::Detach { field } => format!("detach {field}"),
+        Body::Call { action, params } => format!("call {action} {}", String::from_utf8_lossy(params)),
+        Body::Attach { relation, values } => format!("attach {relation} {values:?}"),
+        Body::Leave { relation } => format!("leave {relation}"),
+        other => panic!("a schema sends no {other:?}"),
     };
     format!("{}/{} {act}", send.service, send.key)
 }
@@ -407,7 +409,7 @@ fn changes_set_off_what_the_schema_declares() {
     let at = |advertiser: &str, budget: u32| format!(r#"{{"name":"a","advertiser":"{advertiser}","budget":{budget}}}"#);
     let (x1, x2, y2) = (at("x", 1), at("x", 2), at("y", 2));
     let feed = |who: &str, budget: u32| {
-        format!(r#"advertiser/{who} attach [("budget_total", {budget}), ("campaign_count", 1)]"#)
+        format!(r#"advertiser/{who} attach campaigns [("budget_total", {budget}), ("campaign_count", 1)]"#)
     };
     let quiet = |sends: Vec<String>| -> Vec<String> {
         sends
@@ -421,11 +423,11 @@ fn changes_set_off_what_the_schema_declares() {
         quiet(sent(&campaign, ChangeKind::Put, Some(&x1), Some(&x2))),
         [feed("x", 2)]
     );
-    let moved = ["advertiser/x leave".to_owned(), feed("y", 2)];
+    let moved = ["advertiser/x leave campaigns".to_owned(), feed("y", 2)];
     assert_eq!(quiet(sent(&campaign, ChangeKind::Put, Some(&x2), Some(&y2))), moved);
     assert_eq!(
         quiet(sent(&campaign, ChangeKind::Delete, Some(&y2), None)),
-        ["advertiser/y leave"]
+        ["advertiser/y leave campaigns"]
     );
 }
 
@@ -439,23 +441,23 @@ fn a_parent_that_must_not_leave_children_is_not_deleted() {
         after: None,
     };
     let refused = advertiser
-        .consequences(&change, &mut |_| Ok::<_, ()>(vec!["c-1".to_owned()]))
+        .consequences(&change, true, &mut |_| Ok::<_, ()>(vec!["c-1".to_owned()]))
         .expect("no rows are read")
         .expect_err("it has a child");
     assert_eq!(
         (refused.service.as_str(), refused.example.as_str(), refused.count),
         ("campaign", "c-1", 1)
     );
-    let alone = advertiser.consequences(&change, &mut |_| Ok::<_, ()>(Vec::new()));
+    let alone = advertiser.consequences(&change, true, &mut |_| Ok::<_, ()>(Vec::new()));
     assert_eq!(alone.expect("no rows are read"), Ok(Vec::new()));
 }
 
-fn receive(act: Act, from: (&str, &str), before: Option<&str>) -> String {
+fn receive(body: Body, from: (&str, &str), before: Option<&str>) -> String {
     let profile = Schema::parse(PROFILE).expect("a schema");
     let before = before.map(document);
-    match profile.receive(from.0, from.1, &act, before.as_ref()) {
+    match profile.receive(from.0, from.1, &body, before.as_ref()) {
         Verdict::Nothing => "nothing".to_owned(),
-        Verdict::Write(document) => String::from_utf8_lossy(&document.encode()).into_owned(),
+        Verdict::Write(document) => String::from_utf8_lossy(&document).into_owned(),
         Verdict::Delete => "delete".to_owned(),
         Verdict::Refused(why) => format!("refused: {why}"),
     }
@@ -465,17 +467,20 @@ fn receive(act: Act, from: (&str, &str), before: Option<&str>) -> String {
 fn a_receiver_takes_what_its_schema_accepts() {
     let mine = r#"{"campaign":"c-1","status":"active","locked":false,"reach":0}"#;
     let locked = r#"{"campaign":"c-1","status":"active","locked":true,"reach":0}"#;
-    let call = |name: &str, params: &'static str| Act::Call {
-        name: name.to_owned(),
+    let call = |name: &str, params: &'static str| Body::Call {
+        action: name.to_owned(),
         params: params.into(),
     };
-    let set = |fields: &'static str| Act::Set { fields: fields.into() };
-    let put = |document: &'static str| Act::Put {
+    let set = |fields: &'static str| Body::Merge { patch: fields.into() };
+    let put = |document: &'static str| Body::Put {
         document: document.into(),
+    };
+    let detach = Body::Detach {
+        field: "campaign".to_owned(),
     };
     let parent = ("campaign", "c-1");
     let paused = r#"{"campaign":"c-1","status":"paused","locked":false,"reach":0}"#;
-    for (act, from, before, becomes) in [
+    for (body, from, before, becomes) in [
         (call("pause", "{}"), parent, Some(mine), paused),
         (call("pause", "{}"), parent, Some(paused), "nothing"),
         (
@@ -528,16 +533,16 @@ fn a_receiver_takes_what_its_schema_accepts() {
             Some(mine),
             "refused: profile has no parent in advertiser",
         ),
-        (Act::Delete, parent, Some(mine), "delete"),
-        (Act::Delete, parent, None, "nothing"),
-        (Act::Delete, ("campaign", "c-2"), Some(mine), "nothing"),
+        (Body::Delete, parent, Some(mine), "delete"),
+        (Body::Delete, parent, None, "nothing"),
+        (Body::Delete, ("campaign", "c-2"), Some(mine), "nothing"),
         (
-            Act::Detach,
+            detach.clone(),
             parent,
             Some(mine),
             r#"{"status":"active","locked":false,"reach":0}"#,
         ),
-        (Act::Detach, ("campaign", "c-2"), Some(mine), "nothing"),
+        (detach.clone(), ("campaign", "c-2"), Some(mine), "nothing"),
         (
             put(r#"{"reach":5}"#),
             ("campaign", "c-2"),
@@ -557,8 +562,8 @@ fn a_receiver_takes_what_its_schema_accepts() {
             "refused: profile has no parent in advertiser",
         ),
     ] {
-        let tells = format!("{act:?} from {from:?} to {before:?}");
-        assert_eq!(receive(act, from, before), becomes, "{tells}");
+        let tells = format!("{body:?} from {from:?} to {before:?}");
+        assert_eq!(receive(body, from, before), becomes, "{tells}");
     }
 }
 

@@ -83,6 +83,18 @@ impl Node {
                     return self.propose_for(waiting, command);
                 }
             }
+            Request::ShowSchemas { service } => Response::Schemas(self.schema_records(service.as_deref())),
+            Request::SetSchemas {
+                schemas,
+                allow_breaking,
+                because,
+                dry_run,
+                ..
+            } => match self.draft_schemas(schemas, allow_breaking, by, &because) {
+                Err(error) => Response::Error(error),
+                Ok(command) if dry_run => Response::Schemas(command.records),
+                Ok(command) => return self.propose_for(waiting, DirectoryCommand::Catalog(command)),
+            },
             _ => Response::Error(WireError::new(Code::BadRequest, "not a question to the directory")),
         };
         self.reply(waiting, response, None, None, effects);

@@ -5,11 +5,14 @@ use std::ops::ControlFlow;
 
 use bytes::Bytes;
 
+use super::head::SchemaMark;
 use super::machine::Context;
 use crate::daemon::core::state::{State, StateError};
 use crate::protocol::activity::Body;
 use crate::protocol::error::{Code, WireError};
+use crate::protocol::id::RequestId;
 use crate::protocol::key::{Position, RowKind, row_key};
+use crate::protocol::schema::ChangeKind;
 
 /// The change in the making: the document as it shall be, other rows of the entity, messages.
 pub struct Draft<'a> {
@@ -23,6 +26,14 @@ pub struct Draft<'a> {
     pub before: Option<&'a Bytes>,
     /// The entity's version before.
     pub version: u64,
+    /// The write, where one causes it: keys that isx makes are made of it.
+    pub id: RequestId,
+    /// What kind of change it is; `None` where the document stays.
+    pub kind: Option<ChangeKind>,
+    /// The revision of the schemas that the document before was judged by.
+    pub revision: u64,
+    /// The schema that the new document is judged by.
+    pub schema: Option<SchemaMark>,
     /// The document as it shall be (`None` inside: gone), where it changes.
     pub document: Option<Option<Bytes>>,
     /// Messages to be recorded, in order.
@@ -55,6 +66,10 @@ impl<'a> Draft<'a> {
             depth,
             before,
             version,
+            id: RequestId::default(),
+            kind: None,
+            revision: 0,
+            schema: None,
             document: None,
             sends: Vec::new(),
             rows: BTreeMap::new(),

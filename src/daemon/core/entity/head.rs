@@ -23,8 +23,19 @@ pub struct Head {
     pub sessions: u64,
     /// Senders that the entity has ever forgotten; never goes back.
     pub closed: u64,
+    /// The schema that the document was judged by when it was last written.
+    pub schema: SchemaMark,
     /// As it was put.
     pub document: Bytes,
+}
+
+/// Which schema a document was judged by; all zero: none.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct SchemaMark {
+    /// The service's version.
+    pub version: u64,
+    /// The newest change among the schema and those of parents and children.
+    pub revision: u64,
 }
 
 /// What a request did, for the next time it arrives.

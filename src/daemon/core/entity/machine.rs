@@ -22,6 +22,7 @@ use crate::protocol::id::{RequestId, ShardId};
 use crate::protocol::json;
 use crate::protocol::key::{Position, RowKind, row_key};
 use crate::protocol::request::{Change, Condition, DOCUMENT_BYTES_MAX, Entity, Write, Written};
+use crate::protocol::schema::ChangeKind;
 
 /// What a write found around it: all of it in the log, so that it is the same on every replica.
 #[derive(Debug, Clone, Copy)]
@@ -59,6 +60,13 @@ pub fn apply(
         return answer_again(write, &known, digest, context, state);
     }
     let mut draft = subject.draft(context, 0, state);
+    draft.id = write.id;
+    draft.kind = match &write.change {
+        Change::Put(_) | Change::Post(_) => Some(ChangeKind::Put),
+        Change::Patch(_) => Some(ChangeKind::Patch),
+        Change::Delete => Some(ChangeKind::Delete),
+        Change::Send { .. } => None,
+    };
     let decided = decide(write, &subject.head, rules, &mut draft, state).map(|()| draft.decided());
     let outcome = match draft::outcome(decided)? {
         Ok(decided) => Ok(subject.commit(decided, context, state, delta)?),
@@ -105,6 +113,8 @@ pub fn entity(head: Head) -> Option<Entity> {
         version: head.version,
         updated_ms: head.updated_ms,
         document: head.document,
+        schema: head.schema.version,
+        aggregates: Vec::new(),
     })
 }
 

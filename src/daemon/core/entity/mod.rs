@@ -6,8 +6,11 @@ pub mod inbox;
 pub mod machine;
 pub mod message;
 pub mod outbox;
+pub mod schema;
 pub(super) mod subject;
 
+#[cfg(test)]
+mod schema_tests;
 #[cfg(test)]
 mod testing;
 #[cfg(test)]

@@ -2,7 +2,7 @@
 use bytes::Bytes;
 
 use super::draft::Draft;
-use super::head::Head;
+use super::head::{Head, SchemaMark};
 use super::machine::{Context, Delta, decode_head};
 use super::outbox;
 use crate::daemon::core::state::{State, StateError};
@@ -23,6 +23,7 @@ pub(super) struct Decided {
     document: Option<Option<Bytes>>,
     rows: Vec<(Bytes, Option<Bytes>)>,
     sends: Vec<(Position, Body)>,
+    schema: Option<SchemaMark>,
     depth: u8,
 }
 
@@ -45,7 +46,9 @@ impl Subject {
 
     pub(super) fn draft<'a>(&'a self, context: Context, depth: u8, state: &'a dyn State) -> Draft<'a> {
         let before = self.head.exists.then_some(&self.head.document);
-        Draft::new(&self.position, context, depth, before, self.head.version, state)
+        let mut draft = Draft::new(&self.position, context, depth, before, self.head.version, state);
+        draft.revision = self.head.schema.revision;
+        draft
     }
 
     /// The head, to be changed.
@@ -68,6 +71,7 @@ impl Subject {
             head.updated_ms = context.wall_ms;
             head.exists = document.is_some();
             head.document = document.unwrap_or_default();
+            head.schema = decided.schema.unwrap_or_default();
         }
         for (row, value) in decided.rows {
             state.put(row, value);
@@ -91,6 +95,7 @@ impl Draft<'_> {
             document: self.document,
             rows: self.rows.into_iter().collect(),
             sends: self.sends,
+            schema: self.schema,
             depth: self.depth,
         }
     }

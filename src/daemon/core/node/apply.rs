@@ -1,6 +1,5 @@
 //! Committed entries to rows and answers, in the order of the log.
 use super::*;
-use crate::daemon::core::entity::effects::NoRules;
 use crate::daemon::core::entity::machine::Delta;
 
 impl Node {
@@ -77,7 +76,8 @@ impl Node {
                 shard_time_ms: replica.shard_time_ms,
             };
             if replica.shard.range.contains(&Position::new(&write.service, &write.key)) {
-                let _ = machine::apply(&write, context, &NoRules, state, &mut Delta::default())?;
+                let rules = self.judge_by(&replica.schema, replica.shard.range.service())?;
+                let _ = machine::apply(&write, context, &rules, state, &mut Delta::default())?;
             }
         }
         Ok(())
@@ -116,7 +116,8 @@ impl Node {
                     return Ok((outcome_unknown(write.id), None));
                 }
                 let mut delta = Delta::default();
-                let outcome = machine::apply(write, context, self.rules_of(replica), state, &mut delta)?;
+                let rules = self.judge(replica)?;
+                let outcome = machine::apply(write, context, &rules, state, &mut delta)?;
                 self.take_delta(replica, entry, delta, effects);
                 outcome.map_or_else(Response::Error, Response::Written)
             }
@@ -148,6 +149,7 @@ impl Node {
             }
             Command::Deliver(parcels) => self.apply_deliver(replica, entry, parcels, context, state, effects)?,
             Command::Acknowledge(all) => self.apply_acknowledge(replica, entry, all, state, effects)?,
+            Command::Schema(schema) => self.apply_schema(replica, schema)?,
             Command::Directory(command) => {
                 let Some(directory) = self.directory.as_mut() else {
                     return Err(StateError::Io("a directory command outside the directory".to_owned()));
@@ -223,6 +225,7 @@ impl Node {
                 }
                 let mut meta = replica::first_meta(right.clone(), replica.shard_time_ms);
                 meta.entities = entities;
+                meta.schema = replica.schema.clone();
                 meta.bytes = bytes;
                 meta.written_off = replica.written_off;
                 self.add_replica(meta, id, orphan);

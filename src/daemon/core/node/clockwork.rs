@@ -45,6 +45,7 @@ impl Node {
             self.last_report = now;
             self.report(effects);
             self.tend_directory();
+            self.tend_schemas();
             self.find_condemned(effects);
             self.begin_passes();
             self.tend_ailing(effects);

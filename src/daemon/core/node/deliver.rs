@@ -2,7 +2,6 @@
 use std::ops::ControlFlow;
 
 use super::*;
-use crate::daemon::core::entity::effects::{NoRules, RelayRules, Rules};
 use crate::daemon::core::entity::machine::Delta;
 use crate::daemon::core::entity::message::{Acknowledgement, Known, Source, read_row, source_row};
 use crate::daemon::core::entity::{inbox, outbox};
@@ -10,14 +9,6 @@ use crate::protocol::key::{RowKind, row_key, split_row_key};
 use crate::protocol::parcel::{Content, Parcel, Receipt};
 
 impl Node {
-    /// The rules by which a shard's entities are written to.
-    pub(super) fn rules_of(&self, _replica: &Replica) -> &'static dyn Rules {
-        match self.config.tells_messages {
-            true => &RelayRules,
-            false => &NoRules,
-        }
-    }
-
     pub(super) fn apply_deliver(
         &mut self,
         replica: &mut Replica,
@@ -27,7 +18,7 @@ impl Node {
         state: &mut dyn State,
         effects: &mut Effects,
     ) -> Result<Response, StateError> {
-        let rules = self.rules_of(replica);
+        let rules = self.judge(replica)?;
         let mut delta = Delta::default();
         let mut receipts = Vec::with_capacity(parcels.len());
         let (mut applied, mut refused) = (0, 0);
@@ -42,7 +33,7 @@ impl Node {
                 PlantedBug::MarksLater => Some(state.get(&source_row(&parcel.to, &parcel.from))?),
                 _ => None,
             };
-            let delivered = inbox::deliver(parcel, context, rules, state, &mut delta)?;
+            let delivered = inbox::deliver(parcel, context, &rules, state, &mut delta)?;
             applied += delivered.applied.end - delivered.applied.start;
             refused += delivered.refused.len() as u64;
             self.tell_delivered(replica, entry, parcel, &delivered, effects);

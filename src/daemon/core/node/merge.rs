@@ -293,6 +293,9 @@ impl Node {
         left.bytes += taken.bytes;
         // The earlier of two clocks: what is remembered for a time must not be forgotten early.
         left.shard_time_ms = left.shard_time_ms.min(taken.shard_time_ms);
+        if taken.schema.revision > left.schema.revision {
+            left.take_schema(taken.schema.clone());
+        }
         left.dirty = true;
         for (absorber, _) in &mut self.absorbed_metas {
             if *absorber == right.id {

@@ -40,6 +40,7 @@ mod peers;
 pub(super) mod quarantine;
 mod registry;
 mod removal;
+mod schemas;
 mod start;
 mod watch;
 
@@ -278,6 +279,8 @@ pub struct Node {
     pub(super) refusing: bool,
     /// Messages between entities under way.
     dispatch: dispatch::Dispatch,
+    /// Schemas as read, and on their way into logs.
+    schemas: schemas::Schemas,
     stopping: Option<Time>,
     stopped: bool,
     pub(super) counters: BTreeMap<&'static str, u64>,
@@ -366,6 +369,7 @@ impl Node {
             store_bytes: 0,
             refusing: false,
             dispatch: dispatch::Dispatch::default(),
+            schemas: schemas::Schemas::default(),
             stopping: None,
             stopped: false,
             counters: BTreeMap::new(),
@@ -698,6 +702,9 @@ impl Node {
                     None,
                     effects,
                 );
+            }
+            if replica.is_leader() {
+                self.check_schema_of(replica.shard.id);
             }
             if replica.is_leader() && replica.shard.id == DIRECTORY_SHARD {
                 self.last_report = Time(0);

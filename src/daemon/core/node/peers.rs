@@ -85,6 +85,7 @@ impl Node {
             address: self.config.address.clone(),
             version: self.config.version.clone(),
             map_version: self.map.version,
+            schema_revision: self.map.schema_revision(),
             leads,
             news: self.news_of_led(),
             frozen: self.frozen_here(),

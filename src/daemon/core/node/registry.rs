@@ -31,7 +31,7 @@ impl Node {
         if directory.map.version > report.map_version {
             effects.push(Effect::Send {
                 to: from,
-                message: Message::Map(directory.view_since(report.map_version)),
+                message: Message::Map(directory.view_since(report.map_version, report.schema_revision)),
             });
         }
         if let Some(mut info) = known {
@@ -117,7 +117,7 @@ impl Node {
     }
 
     pub(super) fn learn_directory(&mut self, directory: &Directory) {
-        let view = directory.view_since(self.told.version);
+        let view = directory.view_since(self.told.version, self.map.schema_revision());
         for shard in &view.shards {
             let known = self.directory_epochs.entry(shard.id).or_default();
             *known = shard.epoch.max(*known);

@@ -13,6 +13,7 @@
 //! One exception: while a change of term or vote is unsynced nothing leaves at all. A single voter becomes leader without
 //! a synced term; its appends could reach a learner, a crash could forget the term, and the same term be used again.
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::sync::Arc;
 
 use raft::eraftpb::{ConfChangeV2, ConfState, EntryType, HardState, MessageType, Snapshot};
 use raft::{RawNode, StateRole};
@@ -29,6 +30,7 @@ use crate::protocol::id::{Epoch, NodeId, ReplicaId, RequestId, ShardId};
 use crate::protocol::key::{KeyRange, Position};
 use crate::protocol::message::{Message, RaftMessage, Row, ShardLoad, SnapshotHeader, SnapshotManifest};
 use crate::protocol::request::Request;
+use crate::protocol::schema::bundle::{Bundle, Ruleset};
 use crate::protocol::shard_map::{ReplicaDescriptor, ReplicaRole, ShardDescriptor};
 
 pub mod hibernate;
@@ -155,6 +157,10 @@ pub struct Replica {
     seed: u64,
     /// The shard's own clock. Unit: ms.
     pub shard_time_ms: u64,
+    /// What the shard's writes are judged by.
+    pub schema: Bundle,
+    /// `schema`, read when it is first needed.
+    pub rules: Option<Arc<Ruleset>>,
     /// Entities in the shard.
     pub entities: u64,
     /// Bytes of keys and documents in the shard.
@@ -261,6 +267,8 @@ impl Replica {
             raft,
             seed,
             shard_time_ms: meta.shard_time_ms,
+            schema: meta.schema.clone(),
+            rules: None,
             entities: meta.entities,
             bytes: meta.bytes,
             log_from: meta.log_from,
@@ -303,6 +311,15 @@ impl Replica {
         };
         replica.draw_election_timeout();
         replica
+    }
+
+    /// From here on the shard's writes are judged by this.
+    pub fn take_schema(&mut self, schema: Bundle) {
+        if schema != self.schema {
+            self.schema = schema;
+            self.rules = None;
+            self.dirty = true;
+        }
     }
 
     /// Whether this copy knows its range: not yet when it was made by a peer's message and waits for a snapshot.
@@ -418,6 +435,7 @@ impl Replica {
             entities: self.entities,
             bytes: self.bytes,
             written_off: self.written_off,
+            schema: self.schema.clone(),
             destroyed: false,
         }
     }
@@ -886,6 +904,7 @@ impl Replica {
         self.shard_time_ms = incoming.manifest.shard_time_ms;
         self.entities = incoming.manifest.entities;
         self.bytes = incoming.manifest.bytes;
+        self.take_schema(incoming.manifest.schema);
         self.unsaved_commit = None;
         self.dirty = true;
         (self.damage, self.written_off) = (None, false);
@@ -1136,6 +1155,7 @@ impl Replica {
                 shard_time_ms: self.shard_time_ms,
                 entities: self.entities,
                 bytes: self.bytes,
+                schema: self.schema.clone(),
             };
             let log = self.log();
             let snapshot = Snapshot {
@@ -1331,6 +1351,7 @@ pub fn empty_meta(id: crate::protocol::id::ShardId) -> ReplicaMeta {
         entities: 0,
         bytes: 0,
         written_off: false,
+        schema: Bundle::default(),
         destroyed: false,
     }
 }
