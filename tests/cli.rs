@@ -168,6 +168,8 @@ fn steady_word(word: &str, before: &str, after: &str) -> String {
     let is_number = !word.is_empty() && word.bytes().all(|byte| byte.is_ascii_digit() || byte == b'.');
     if word.len() == 28 && word.starts_with("r-") {
         "<request>".to_owned()
+    } else if word.len() > 28 && word.starts_with("w-") {
+        "<token>".to_owned()
     } else if word.len() == 20 && word.ends_with('Z') && word.as_bytes()[4] == b'-' {
         "<time>".to_owned()
     } else if word.starts_with("127.0.0.1:") && word.len() > 12 {

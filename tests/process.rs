@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use isx::client::context::Context;
-use isx::client::{Client, ClientError, ConnectError, ConnectOptions, ListQuery};
+use isx::client::{Client, ClientError, ConnectError, ConnectOptions, ListQuery, Scope, Watch, WatchEvent};
 use isx::ctl::dev::{NewNode, init};
 use isx::protocol::error::Code;
 use isx::protocol::id::{NodeId, RequestId, ShardId};
@@ -660,5 +660,141 @@ fn bad_callers_and_bad_requests_get_their_errors_and_the_cluster_goes_on() {
         let posted = client.post("campaign", &br#"{"n":3}"#[..]).await.expect("posted");
         assert!(client.get("campaign", &posted.key).await.expect("an answer").is_some());
         assert!(client.statuses().await.iter().all(|(_, status)| status.is_ok()));
+    });
+}
+
+/// What a reader of changes has been told: version of each key, and what was missing without a word.
+#[derive(Debug, Default)]
+struct Followed {
+    versions: BTreeMap<String, u64>,
+    gaps: u64,
+    token: String,
+}
+
+/// Follows changes until every key is at least at the version that `done` names.
+async fn follow(
+    mut watch: Watch,
+    mut followed: Followed,
+    done: tokio::sync::watch::Receiver<Option<BTreeMap<String, Known>>>,
+) -> Followed {
+    loop {
+        let is_done = done.borrow().as_ref().is_some_and(|known| {
+            let at = |key: &str| followed.versions.get(key).copied().unwrap_or(0);
+            known.iter().all(|(key, known)| at(key) >= known.version)
+        });
+        if is_done && !followed.token.is_empty() {
+            return followed;
+        }
+        // Looked at again even if nothing changes any more.
+        let Ok(event) = tokio::time::timeout(Duration::from_millis(50), watch.next()).await else {
+            continue;
+        };
+        let event = event.expect("a watch outlives everything");
+        let WatchEvent::Changed {
+            change,
+            after_gap,
+            is_last,
+        } = event
+        else {
+            continue;
+        };
+        let known = followed
+            .versions
+            .insert(change.key.clone(), change.version)
+            .unwrap_or(0);
+        assert!(
+            change.version > known,
+            "{}: {} after {known}",
+            change.key,
+            change.version
+        );
+        if change.version != known + 1 {
+            assert!(after_gap, "{}: {} was told after {known}", change.key, change.version);
+            followed.gaps += 1;
+        }
+        if is_last {
+            followed.token = watch.token();
+        }
+    }
+}
+
+#[test]
+fn changes_are_followed_through_a_split_a_merge_and_killed_leaders() {
+    test(async {
+        let mut cluster = Cluster::start();
+        let client = cluster.client().await;
+        let mut watch = client.watch("campaign", &Scope::All);
+        watch.begin().await.expect("a place to begin");
+        let (tell, done) = tokio::sync::watch::channel(None);
+        let reader = tokio::spawn(follow(watch, Followed::default(), done));
+        let load = Load::start(&client, true);
+        load.progress("first writes", 200).await;
+
+        let parent = |map: MapView, key: &str| {
+            let at = Position::new("campaign", key);
+            let shard = map.shards.into_iter().find(|shard| shard.range.contains(&at));
+            shard.expect("some shard holds it")
+        };
+        let cut = Position::new("campaign", "5");
+        let shard = parent(client.map().await.expect("a map"), "5");
+        let (left, right) = client.split(&shard, cut, RequestId::random()).await.expect("split");
+        load.progress("writes after the split", 200).await;
+        for n in 0..3 {
+            // Among the three is the leader of each shard.
+            cluster.kill(n);
+            load.progress("writes without one node", WRITERS * KEYS_EACH).await;
+            cluster.run(n);
+            caught_up(&client, NodeId(n as u64 + 1)).await;
+        }
+        operate(
+            &client,
+            Goal::Merge {
+                left: left.id,
+                right: right.id,
+            },
+        )
+        .await;
+        load.progress("writes after the merge", 200).await;
+        let known = load.finish().await;
+        tell.send(Some(known.clone())).expect("the reader waits");
+        let followed = tokio::time::timeout(PATIENCE, reader)
+            .await
+            .expect("all is told in time");
+        let followed = followed.expect("a reader's expectation held");
+        eprintln!("{} keys followed, {} gaps", followed.versions.len(), followed.gaps);
+
+        // What changes while nobody reads comes first when somebody goes on from the token, and what was told does not.
+        client
+            .delete("campaign", known.keys().next().expect("a key"))
+            .await
+            .expect("deleted");
+        let put = client.put("campaign", "zz", &br#"{"n":1}"#[..]).await.expect("put");
+        client.close().await;
+        let client = cluster.client().await;
+        let resumed = client
+            .watch("campaign", &Scope::All)
+            .resume(&followed.token)
+            .expect("its token");
+        let mut resumed = resumed.documents();
+        let (mut told, deadline) = (Vec::new(), Instant::now() + PATIENCE);
+        while told.len() < 2 {
+            let next = tokio::time::timeout_at(deadline.into(), resumed.next()).await;
+            if let WatchEvent::Changed { change, .. } = next.expect("told in time").expect("a watch goes on") {
+                let seen = followed.versions.get(&change.key).copied().unwrap_or(0);
+                // Writes with an unknown outcome may have come late.
+                if change.deleted || change.key == "zz" {
+                    told.push(change);
+                } else {
+                    assert!(change.version > seen, "{change:?} was told before");
+                }
+            }
+        }
+        told.sort_by(|a, b| a.key.cmp(&b.key));
+        assert_eq!(Some(&told[0].key), known.keys().next());
+        assert!(told[0].deleted && told[0].document.is_none());
+        assert_eq!((told[1].key.as_str(), told[1].version), ("zz", put.version));
+        assert_eq!(told[1].document.as_deref(), Some(&br#"{"n":1}"#[..]));
+        let other = client.watch("profile", &Scope::All).resume(&followed.token);
+        assert!(other.is_err(), "a token of other keys");
     });
 }

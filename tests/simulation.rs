@@ -96,7 +96,7 @@ fn agrees_under_faults_then_recovers() {
     let reports = reports.into_inner().unwrap();
     let sum = |f: fn(&Report) -> u64| reports.iter().map(f).sum::<u64>();
     println!(
-        "{} seeds of {secs} s: {} events, {} faults, {} elections, {} snapshots, {} shards; {} changes of replicas, {} freezes, {} merges, {} thaws, {} copies destroyed; {} messages between entities; requests answered {}, failed {}, unknown {}",
+        "{} seeds of {secs} s: {} events, {} faults, {} elections, {} snapshots, {} shards; {} changes of replicas, {} freezes, {} merges, {} thaws, {} copies destroyed; {} messages between entities; requests answered {}, failed {}, unknown {}; {} changes followed, {} of them after a gap",
         reports.len(),
         sum(|r| r.events),
         sum(|r| r.faults),
@@ -112,6 +112,8 @@ fn agrees_under_faults_then_recovers() {
         sum(|r| r.outcomes[0] as u64),
         sum(|r| r.outcomes[1] as u64),
         sum(|r| r.outcomes[2] as u64),
+        sum(|r| r.followed),
+        sum(|r| r.resynced),
     );
     assert!(
         failures.is_empty(),
@@ -371,4 +373,10 @@ fn finds_rows_that_are_not_checked() {
             Property::True,
         ],
     );
+}
+
+/// A planted bug: after a split the right half does not know what changed before, and says that nothing did.
+#[test]
+fn finds_a_split_that_forgets_changes() {
+    finds(Bug::SplitForgetsChanges, Plan::only(&[]), &[Property::Watch]);
 }

@@ -106,6 +106,9 @@ pub enum ClientError {
     /// A continuation that this client did not make.
     #[error("`{0}` is not where a listing stopped: use the value printed by the listing before")]
     Continuation(String),
+    /// A token with which no watch can go on.
+    #[error("the watch can't go on: {0}")]
+    WatchToken(crate::protocol::change::TokenError),
 }
 
 impl ClientError {

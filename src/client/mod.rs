@@ -34,6 +34,7 @@ mod error;
 mod options;
 mod pipeline;
 mod transport;
+mod watch;
 
 use std::collections::BTreeMap;
 use std::future::poll_fn;
@@ -51,7 +52,9 @@ use connection::{Connection, DialError};
 pub use error::{ClientError, ConnectError};
 pub use options::{ConnectOptions, Identity};
 use pipeline::{BeginError, Heard, Ticket};
+pub use watch::{Scope, Watch, WatchEvent};
 
+use crate::protocol::change::{Version, prefix_range};
 use crate::protocol::codec::CodecError;
 use crate::protocol::error::{Class, Code, WireError};
 use crate::protocol::id::{ClusterId, DIRECTORY_SHARD, NodeId, RequestId, ShardId, base32};
@@ -263,7 +266,7 @@ impl Client {
             ..Link::new(now)
         };
         shared.state().links.insert(first.node, link);
-        tokio::spawn(watch(Arc::downgrade(&shared), shared.watch.clone()));
+        tokio::spawn(look_out(Arc::downgrade(&shared), shared.watch.clone()));
         let client = Self { shared };
         // Any node answers this from what it knows; without it the first requests would only take a hop more.
         let deadline = deadline.max(Instant::now() + Duration::from_millis(500));
@@ -347,6 +350,18 @@ impl Client {
         match self.request(request).await? {
             Response::Request(written) => Ok(written),
             _ => Err(unexpected("request show")),
+        }
+    }
+
+    /// How an entity's latest versions came to be, newest first; a deleted one's too. Empty: there never was one.
+    pub async fn history(&self, service: &str, key: &str) -> Result<Vec<Version>, ClientError> {
+        let request = Request::History {
+            service: service.to_owned(),
+            key: key.to_owned(),
+        };
+        match self.request(request).await? {
+            Response::History(versions) => Ok(versions),
+            _ => Err(unexpected("history")),
         }
     }
 
@@ -991,7 +1006,7 @@ impl State {
 }
 
 /// Looks after time limits and silent nodes while any request waits; sleeps otherwise.
-async fn watch(shared: Weak<Shared>, wake: Arc<Notify>) {
+async fn look_out(shared: Weak<Shared>, wake: Arc<Notify>) {
     loop {
         wake.notified().await;
         loop {
@@ -1126,12 +1141,18 @@ fn goal(request: &Request) -> Goal {
     match request {
         Request::Get { service, key }
         | Request::ShowRequest { service, key, .. }
-        | Request::Children { service, key, .. } => Goal::Position(Position::new(service, key)),
+        | Request::Children { service, key, .. }
+        | Request::History { service, key } => Goal::Position(Position::new(service, key)),
         Request::Write(write) if write.key.is_empty() => {
             Goal::Position(Position::new(&write.service, &write.id.entity_key()))
         }
         Request::Write(write) => Goal::Position(Position::new(&write.service, &write.key)),
         Request::List { from, .. } => Goal::Position(from.clone()),
+        Request::Changes { ranges, .. } => Goal::Position(
+            ranges
+                .first()
+                .map_or_else(Position::default, |since| since.range.start.clone()),
+        ),
         Request::SplitShard { shard, .. }
         | Request::TransferLeader { shard, .. }
         | Request::VerifyShard { shard }
@@ -1189,11 +1210,7 @@ where
     if let Some(key) = &query.to {
         to = to.min(Position::new(&query.service, key));
     }
-    if let Some(end) = behind_prefix(&query.prefix) {
-        let mut bytes = Position::new(&query.service, "").0.to_vec();
-        bytes.extend_from_slice(&end);
-        to = to.min(Position(bytes.into()));
-    }
+    to = to.min(prefix_range(&query.service, &query.prefix).end);
     let mut page = ListPage::default();
     let mut room = match query.limit {
         0 => crate::protocol::request::LIST_ITEMS_MAX,
@@ -1235,18 +1252,6 @@ fn continuation(token: &str, service: &str) -> Result<Position, ClientError> {
         Some(position) if position.parts().0 == service => Ok(position),
         _ => Err(ClientError::Continuation(token.to_owned())),
     }
-}
-
-/// The least string of bytes that is behind all strings with this prefix; `None` where nothing is.
-fn behind_prefix(prefix: &str) -> Option<Vec<u8>> {
-    let mut bytes = prefix.as_bytes().to_vec();
-    while let Some(last) = bytes.pop() {
-        if last < 0xff {
-            bytes.push(last + 1);
-            return Some(bytes);
-        }
-    }
-    None
 }
 
 /// A node's error as this client's, for code that talks to nodes without a [`Client`].

@@ -102,6 +102,7 @@ enum SlotState {
     Free,
     Waiting {
         waker: Option<Waker>,
+        /// Since when the answer is waited for: later than it was asked where the node is to wait itself.
         since: Instant,
         deadline: Instant,
         nudged: bool,
@@ -156,7 +157,7 @@ impl Pipeline {
         }
         inner.slots[ticket.index as usize].state = SlotState::Waiting {
             waker: None,
-            since: now,
+            since: now + may_wait(request),
             deadline,
             nudged: false,
         };
@@ -268,6 +269,7 @@ impl Pipeline {
             return waits;
         }
         let mut wakers = Vec::new();
+        let mut first = now;
         for index in 0..inner.slots.len() {
             let slot = &inner.slots[index];
             let SlotState::Waiting { since, deadline, .. } = slot.state else {
@@ -281,10 +283,12 @@ impl Pipeline {
                 wakers.extend(inner.finish(ticket, Heard::TimedOut));
             } else {
                 waits.longest = waits.longest.max(now.saturating_duration_since(since));
+                first = first.min(since);
             }
         }
         waits.any = inner.waiting > 0;
-        waits.quiet = now.saturating_duration_since(inner.quiet_since);
+        // A node that has nothing to answer yet is not silent.
+        waits.quiet = now.saturating_duration_since(inner.quiet_since.max(first));
         drop(inner);
         wakers.into_iter().for_each(Waker::wake);
         waits
@@ -308,6 +312,14 @@ impl Pipeline {
 
     fn lock(&self) -> std::sync::MutexGuard<'_, Inner> {
         self.inner.lock().expect("no code panics while it holds this lock")
+    }
+}
+
+/// How long the node itself may take over the answer by rights.
+fn may_wait(request: &Request) -> Duration {
+    match request {
+        Request::Changes { wait_ms, .. } => Duration::from_millis((*wait_ms).into()),
+        _ => Duration::ZERO,
     }
 }
 
@@ -407,6 +419,27 @@ mod tests {
             assert_eq!(poll(&pipeline, *ticket), Poll::Ready(Heard::Answer(answer(frame.tag))));
         }
         assert!(!pipeline.sweep(now).any);
+    }
+
+    #[test]
+    fn a_node_that_waits_for_changes_is_not_silent_before_its_time() {
+        let now = Instant::now();
+        let pipeline = Pipeline::new(now);
+        let request = Request::Changes {
+            ranges: Vec::new(),
+            limit: 1,
+            documents: false,
+            wait_ms: 2_000,
+        };
+        let deadline = now + Duration::from_secs(9);
+        pipeline.begin(now, deadline, &request).expect("room");
+        let waits = |ms| pipeline.sweep(now + Duration::from_millis(ms));
+        assert_eq!((waits(1_900).quiet, waits(1_900).longest), Default::default());
+        assert_eq!(waits(2_300).quiet, Duration::from_millis(300));
+        // Another request is not answered: that is silence, from when it was asked.
+        let later = now + Duration::from_millis(1_000);
+        pipeline.begin(later, deadline, &get("a")).expect("room");
+        assert_eq!(waits(1_400).quiet, Duration::from_millis(400));
     }
 
     #[test]

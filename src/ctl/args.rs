@@ -310,6 +310,49 @@ pub enum EntityCommand {
         #[arg(long, value_name = "FILE")]
         out: Option<PathBuf>,
     },
+    /// The latest versions of an entity: when each was made, how and by what
+    #[command(
+        before_help = "Examples:\n  isxctl campaign history c-1\n  isxctl campaign history c-1 --since 1h -o json"
+    )]
+    History {
+        /// Key
+        key: String,
+        /// Only what was made in the last while
+        #[arg(long, value_name = "SPAN", value_parser = span)]
+        since: Option<Duration>,
+    },
+    /// Follow changes as they happen, a line each, until interrupted
+    #[command(
+        before_help = "Examples:\n  isxctl campaign watch c-1 --documents\n  isxctl campaign watch --prefix c- -o jsonl\n  isxctl campaign watch --resume w-0g..."
+    )]
+    Watch(WatchArgs),
+}
+
+/// What to follow.
+#[derive(Debug, Clone, Args)]
+#[group(id = "scope", required = true, multiple = true)]
+pub struct WatchArgs {
+    /// This entity
+    #[arg(group = "scope", conflicts_with_all = ["prefix", "all"])]
+    pub key: Option<String>,
+    /// Entities whose keys begin with this
+    #[arg(long, group = "scope", value_name = "P", conflicts_with = "all")]
+    pub prefix: Option<String>,
+    /// All entities of the service
+    #[arg(long, group = "scope")]
+    pub all: bool,
+    /// Go on where an earlier watch stopped: the last `token` that it printed
+    #[arg(long, group = "scope", value_name = "TOKEN")]
+    pub resume: Option<String>,
+    /// Begin with every entity that was ever written, then follow
+    #[arg(long, conflicts_with = "resume")]
+    pub from_start: bool,
+    /// Print documents too, where the change is still the entity's last one
+    #[arg(long)]
+    pub documents: bool,
+    /// End after this many changes
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
+    pub limit: Option<u64>,
 }
 
 /// Where a document comes from.

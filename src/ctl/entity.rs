@@ -1,6 +1,7 @@
 //! Entities: get, put, post, patch, delete, list; and what became of a write.
 use std::io::Read;
 use std::path::Path;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use bytes::Bytes;
 use serde_json::{Value, json};
@@ -8,8 +9,9 @@ use serde_json::{Value, json};
 use super::args::{Document, EntityCommand, PatchSource};
 use super::exit::{self, CtlError};
 use super::output::{self, Format, Listing, timestamp};
-use super::{Ended, Environment, journal, transfer};
+use super::{Ended, Environment, journal, transfer, watch};
 use crate::client::ListQuery;
+use crate::protocol::change::How;
 use crate::protocol::id::RequestId;
 use crate::protocol::request::{Change, Condition, Write, Written};
 
@@ -94,6 +96,8 @@ pub(super) async fn run(env: &Environment, service: &str, command: EntityCommand
             };
             transfer::import(env, plan).await
         }
+        EntityCommand::History { key, since } => history(env, service, &key, since).await,
+        EntityCommand::Watch(args) => watch::run(env, service, args).await,
         EntityCommand::Export { prefix, out } => transfer::export(env, service, prefix, out.as_deref()).await,
     }
 }
@@ -196,6 +200,56 @@ async fn get(env: &Environment, service: &str, keys: &[String]) -> Ended {
         CtlError::new(exit::NOT_FOUND, format!("there is no {}", missing.join(", ")))
             .next(format!("isxctl entity {service} list")),
     )
+}
+
+async fn history(env: &Environment, service: &str, key: &str, since: Option<Duration>) -> Ended {
+    let client = env.connect().await?;
+    let versions = client.history(service, key).await;
+    client.close().await;
+    let versions = versions?;
+    let Some(oldest) = versions.last() else {
+        let error = CtlError::new(exit::NOT_FOUND, format!("there never was a {service}/{key}"));
+        return Err(error.next(format!("isxctl entity {service} list")));
+    };
+    if oldest.version > 1 {
+        env.say(&format!(
+            "{service}/{key}: {} versions are remembered, v1 to v{} are not",
+            versions.len(),
+            oldest.version - 1
+        ));
+    }
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    let from_ms = since.map_or(0, |since| now.saturating_sub(since).as_millis() as u64);
+    let columns = [
+        "VERSION:version",
+        "TIME:updated",
+        "HOW:how",
+        "SIZE:bytes",
+        "CAUSE:cause",
+    ];
+    let mut listing = Listing::new("isx.version.list/1", &columns);
+    for version in versions.iter().filter(|version| version.updated_ms >= from_ms) {
+        let (cause, time) = (version.cause(), timestamp(version.updated_ms));
+        let is_deleted = version.how == How::Delete;
+        let row = vec![
+            version.version.to_string(),
+            time.clone(),
+            version.how.to_string(),
+            if is_deleted {
+                "-".to_owned()
+            } else {
+                output::size(version.bytes.into())
+            },
+            cause.as_ref().map_or_else(|| "-".to_owned(), ToString::to_string),
+        ];
+        let object = json!({
+            "version": version.version, "updated": time, "how": version.how.to_string(), "bytes": version.bytes,
+            "cause": cause.as_ref().map(watch::cause_json),
+        });
+        listing.push(row, object);
+    }
+    listing.about.push(("of", json!(format!("{service}/{key}"))));
+    env.print_listing(&listing)
 }
 
 async fn change_entity(

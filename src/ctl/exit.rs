@@ -224,7 +224,9 @@ impl From<ClientError> for CtlError {
                 .next("isxctl status")
             }
             ClientError::NoSuchNode(_) => Self::new(NOT_FOUND, error.to_string()).next("isxctl node list"),
-            ClientError::Encode(_) | ClientError::Continuation(_) => Self::new(USAGE, error.to_string()),
+            ClientError::Encode(_) | ClientError::Continuation(_) | ClientError::WatchToken(_) => {
+                Self::new(USAGE, error.to_string())
+            }
             other => Self::from_error(UNEXPECTED, &other),
         }
     }

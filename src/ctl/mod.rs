@@ -19,6 +19,7 @@ mod status;
 mod topics;
 mod transfer;
 mod verify;
+mod watch;
 
 use std::cell::Cell;
 use std::io::IsTerminal;

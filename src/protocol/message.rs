@@ -221,6 +221,8 @@ pub struct SnapshotManifest {
     pub bytes: u64,
     /// What its writes are judged by.
     pub schema: Bundle,
+    /// Its place in history, see `protocol::change`.
+    pub history: u64,
 }
 
 /// A row of a snapshot: key and value as the state file holds them.

@@ -4,6 +4,7 @@
 //! [`hello::Hello`] that settles the protocol version and checks the cluster; after it a client sends
 //! [`request::Request`]s and a node sends batches of [`message::Message`]s. New enum variants are only ever appended.
 pub mod activity;
+pub mod change;
 pub mod codec;
 pub mod error;
 pub mod hello;

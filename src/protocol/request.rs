@@ -3,6 +3,7 @@ use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 
 use super::activity::{Body, Sent};
+use super::change::{Changed, Since, Version};
 use super::error::WireError;
 use super::id::{ClusterId, Epoch, NodeId, OpId, ReplicaId, RequestId, ShardId};
 use super::key::Position;
@@ -289,6 +290,25 @@ pub enum Request {
         /// Makes a repeat harmless.
         id: RequestId,
     },
+    /// What changed in these ranges, as far as the shard that holds the first of them holds the others too; see
+    /// `protocol::change`. Answered with `Response::Changed` as soon as there is something.
+    Changes {
+        /// Adjacent and in order.
+        ranges: Vec<Since>,
+        /// At most this many.
+        limit: u32,
+        /// Whether documents are wanted.
+        documents: bool,
+        /// How long to wait for the first change. Unit: ms.
+        wait_ms: u32,
+    },
+    /// How an entity's latest versions came to be; linearizable.
+    History {
+        /// Service.
+        service: String,
+        /// Entity key.
+        key: String,
+    },
 }
 
 /// One change of a shard's replicas. Replica ids come from `AllocateIds` and are never used twice.
@@ -438,6 +458,10 @@ pub enum Response {
     Receipts(Vec<(u32, Receipt)>),
     /// To `VerifyShard`.
     Verified(Box<super::verify::Verified>),
+    /// To `Changes`.
+    Changed(Box<Changed>),
+    /// To `History`: the newest first, also of a deleted entity; empty where there never was one.
+    History(Vec<Version>),
 }
 
 /// What a joining host gets.

@@ -68,10 +68,25 @@ pub const OUTBOX_SHARD_MAX: u64 = 1_000_000;
 pub const CLOSE_SESSIONS_AFTER: Span = Span::secs(5);
 /// Messages that cause one another. Unit: messages.
 pub const MESSAGE_DEPTH_MAX: u8 = 16;
+/// Versions of which an entity remembers when and how they were made, the current one included. About 28 bytes each, in the
+/// row that every write writes anew. Unit: versions.
+pub const HEAD_VERSIONS_MAX: usize = 8;
 /// Writes are refused when free space falls below this; deletes go on. Unit: bytes.
 pub const DISK_RESERVE_BYTES: u64 = 256 << 20;
 /// Messages kept for shards that this node does not have yet, in the moment of a split. Unit: messages.
 pub const STASH_MESSAGES_MAX: usize = 256;
+/// Changes that a shard remembers for those who follow them. Unit: changes.
+pub const CHANGES_KEPT_MAX: usize = 8_192;
+/// ... and the memory that they may take. Unit: bytes.
+pub const CHANGES_KEPT_BYTES_MAX: usize = 1 << 20;
+/// All shards of a node together; each gets its share of this. Unit: bytes.
+pub const CHANGES_NODE_BYTES_MAX: usize = 128 << 20;
+/// Parts of a shard, taken over from others, whose changes reach back to different places. Unit: parts.
+pub const CHANGE_FLOORS_MAX: usize = 64;
+/// Questions for changes that wait on a node until there are some. Unit: questions.
+pub const WATCHERS_MAX: usize = 16_384;
+/// Rows looked at for one answer to somebody who has missed changes; the rest is asked for again. Unit: rows.
+pub const RESYNC_ROWS_MAX: usize = 4_096;
 
 const _: () = assert!(ENTRY_BYTES_MAX > DOCUMENT_BYTES_MAX);
 const _: () = assert!(ENTRY_BYTES_MAX + APPEND_BYTES_MAX as usize + DOCUMENT_BYTES_MAX < FRAME_BYTES_MAX);

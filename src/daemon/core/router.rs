@@ -6,11 +6,12 @@ use super::effect::{Effect, Effects};
 use super::entity::machine::{self, Context};
 use super::entity::schema;
 use super::limits::*;
-use super::node::{Forwarded, Node, PlantedBug, bad_split, busy, merge, stale_epoch};
+use super::node::{Forwarded, Node, PlantedBug, bad_split, busy, follow, merge, stale_epoch};
 use super::replica::{Read, Replica, Waiter, Waiting, role_name};
 use super::state::{State, StateError};
 use super::time::Time;
 use crate::protocol::activity;
+use crate::protocol::change::{CHANGES_MAX, CHANGES_WAIT_MS_MAX};
 use crate::protocol::error::{Code, WireError};
 use crate::protocol::id::{DIRECTORY_SHARD, NodeId, RequestId, ShardId};
 use crate::protocol::json;
@@ -112,6 +113,7 @@ impl Node {
             | Request::List { .. }
             | Request::ShowRequest { .. }
             | Request::Children { .. }
+            | Request::History { .. }
             | Request::Write(_) => replica.shard.frozen.is_some().then(|| merge::frozen(&replica.shard)),
             Request::MergeShards { left_epoch, right, .. } => {
                 let checked = self.check_merge(&replica.shard, *left_epoch, right);
@@ -152,7 +154,8 @@ impl Node {
         match request {
             Request::Get { service, key }
             | Request::ShowRequest { service, key, .. }
-            | Request::Children { service, key, .. } => {
+            | Request::Children { service, key, .. }
+            | Request::History { service, key } => {
                 service_exists(service)?;
                 key::check_entity_key(key).map_err(bad)
             }
@@ -193,6 +196,13 @@ impl Node {
                 *limit = (*limit).min(LIST_ITEMS_MAX);
                 service_exists(from.parts().0)
             }
+            Request::Changes {
+                ranges, limit, wait_ms, ..
+            } => {
+                *limit = (*limit).clamp(1, CHANGES_MAX);
+                *wait_ms = (*wait_ms).min(CHANGES_WAIT_MS_MAX);
+                service_exists(follow::check_ranges(ranges)?)
+            }
             Request::AllocateIds { count, .. } if *count == 0 || *count > 100_000 => Err(WireError::new(
                 Code::BadRequest,
                 "between 1 and 100000 ids can be asked for",
@@ -228,9 +238,11 @@ impl Node {
         match request {
             Request::Get { service, key }
             | Request::ShowRequest { service, key, .. }
-            | Request::Children { service, key, .. } => by_position(&Position::new(service, key)),
+            | Request::Children { service, key, .. }
+            | Request::History { service, key } => by_position(&Position::new(service, key)),
             Request::Write(write) => by_position(&Position::new(&write.service, &write.key)),
             Request::List { from, .. } => by_position(from),
+            Request::Changes { ranges, .. } => by_position(&follow::first_of(ranges)),
             Request::SplitShard { shard, .. }
             | Request::TransferLeader { shard, .. }
             | Request::VerifyShard { shard }
@@ -379,7 +391,12 @@ impl Node {
             return;
         };
         let refusal = match request {
-            Request::Get { .. } | Request::List { .. } | Request::ShowRequest { .. } | Request::Children { .. } => {
+            Request::Get { .. }
+            | Request::List { .. }
+            | Request::ShowRequest { .. }
+            | Request::Children { .. }
+            | Request::History { .. }
+            | Request::Changes { .. } => {
                 return self.read_here(shard, waiting, request, state, effects);
             }
             Request::VerifyShard { .. } => return self.verify_here(shard, waiting),
@@ -539,6 +556,18 @@ impl Node {
         let Some((read, valid_until)) = immediate else {
             return self.touch(shard);
         };
+        if matches!(read.request, Request::Changes { .. }) {
+            let Some(replica) = self.replicas.remove(&shard) else {
+                return;
+            };
+            let waiting = read.waiting;
+            let result = self.watch_here(&replica, read, state, effects);
+            self.replicas.insert(shard, replica);
+            if let Err(error) = result {
+                self.unreadable(shard, waiting, &error, effects);
+            }
+            return;
+        }
         let Some(replica) = self.replicas.get(&shard) else {
             return;
         };
@@ -566,6 +595,7 @@ impl Node {
             shard: replica.shard.id,
             wall_ms: self.clock.wall_ms,
             shard_time_ms: replica.shard_time_ms,
+            change_at: 0,
         };
         if replica.is_quarantined() {
             return Ok((Response::Error(super::replica::not_leader()), None));
@@ -602,6 +632,13 @@ impl Node {
                     feeds: row.feeds,
                 };
                 (Response::Children(children.into_iter().map(of).collect()), None)
+            }
+            Request::History { service, key } => {
+                let position = Position::new(service, key);
+                if !replica.shard.range.contains(&position) {
+                    return Ok(stale(&position));
+                }
+                (Response::History(machine::history(&position, state)?), None)
             }
             Request::ShowRequest { service, key, id } => {
                 let position = Position::new(service, key);
@@ -771,9 +808,12 @@ fn allowed(principal: &Principal, request: &Request) -> Result<(), WireError> {
             Role::Viewer
         }
         Request::ShowSchemas { .. } => Role::Viewer,
-        Request::ListOps { .. } | Request::ShowSettings | Request::MayStop { .. } | Request::VerifyShard { .. } => {
-            Role::Viewer
-        }
+        Request::ListOps { .. }
+        | Request::ShowSettings
+        | Request::MayStop { .. }
+        | Request::VerifyShard { .. }
+        | Request::Changes { .. }
+        | Request::History { .. } => Role::Viewer,
         Request::Write(_) => Role::Writer,
         Request::AllocateIds { .. }
         | Request::SplitShard { .. }
@@ -852,6 +892,8 @@ fn counter(request: &Request) -> &'static str {
             Change::Send { .. } => "send",
         },
         Request::List { .. } => "list",
+        Request::Changes { .. } => "changes",
+        Request::History { .. } => "history",
         Request::ShowRequest { .. } => "show_request",
         Request::Map => "map",
         Request::Status => "status",

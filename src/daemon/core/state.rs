@@ -103,6 +103,8 @@ pub struct ReplicaMeta {
     pub written_off: bool,
     /// What the shard's writes are judged by as of `applied`.
     pub schema: Bundle,
+    /// Its place in history, see `protocol::change`.
+    pub history: u64,
     /// The replica was removed from the shard, or its shard was absorbed: it must never be made again. A later one with a
     /// higher id may.
     pub destroyed: bool,

@@ -150,6 +150,11 @@ fn response_bytes(response: &crate::protocol::request::Response) -> usize {
     use crate::protocol::request::Response;
     match response {
         Response::Entity(Some(entity)) => entity.document.len(),
+        Response::Changed(changed) => changed
+            .items
+            .iter()
+            .map(|item| item.document.as_ref().map_or(0, bytes::Bytes::len) + item.key.len() + 64)
+            .sum(),
         Response::Listed { items, .. } => items.iter().map(|item| item.document.len() + 64).sum(),
         _ => 0,
     }

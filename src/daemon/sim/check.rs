@@ -42,6 +42,8 @@ pub enum Property {
     True,
     /// Nothing that arrives makes a node panic or answer nonsense.
     Calm,
+    /// Whoever follows changes misses none without being told, and sees none go back.
+    Watch,
     /// Every shard serves within a bound once the faults end.
     Back,
     /// Every message is applied within a bound once the faults end, and no row of a finished pair is left.
@@ -66,6 +68,7 @@ impl fmt::Display for Property {
             Property::Stop => "S13 STOP",
             Property::True => "S14 TRUE",
             Property::Calm => "S16 CALM",
+            Property::Watch => "S17 WATCH",
             Property::Back => "L1 BACK",
             Property::Drain => "L2 DRAIN",
             Property::CatchUp => "L3 DONE",

@@ -11,6 +11,7 @@ pub mod network;
 pub mod operator;
 pub mod schedule;
 pub mod trace;
+pub mod watch;
 pub mod workload;
 mod world;
 

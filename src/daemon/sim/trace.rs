@@ -303,6 +303,13 @@ impl fmt::Display for BriefRequest<'_> {
                 write!(f, "{what} {}/{} {:?}", write.service, write.key, write.condition)
             }
             Request::List { from, to, limit, .. } => write!(f, "list {from} .. {to}, {limit}"),
+            Request::Changes { ranges, wait_ms, .. } => {
+                write!(f, "changes, waits {wait_ms} ms:")?;
+                for since in ranges {
+                    write!(f, " {} after {:?}", since.range, since.after)?;
+                }
+                Ok(())
+            }
             Request::ShowRequest { service, key, .. } => write!(f, "show request to {service}/{key}"),
             Request::Map => f.write_str("map"),
             Request::Status => f.write_str("status"),
@@ -373,6 +380,12 @@ impl fmt::Display for BriefResponse<'_> {
                     None => Ok(()),
                 }
             }
+            Response::Changed(changed) => {
+                let how = if changed.is_resync { "as it is" } else { "changes" };
+                let count = changed.items.len();
+                write!(f, "{how} of {} up to {}: {count}", changed.range, changed.at)
+            }
+            Response::History(versions) => write!(f, "{} versions", versions.len()),
             Response::Request(None) => f.write_str("request not remembered"),
             Response::Request(Some(written)) => write!(f, "request made version {}", written.version),
             Response::Map(view) => write!(f, "map of {} shards", view.shards.len()),

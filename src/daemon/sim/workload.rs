@@ -8,6 +8,7 @@ use bytes::Bytes;
 use super::check::{Asked, Once, Outcome, Property, Record, Violation};
 use super::lin::{Moment, What};
 use super::operator::{Step, choose, choose_thaw, shard_of};
+use super::watch::Watcher;
 use crate::daemon::core::entity::effects::Relay;
 use crate::daemon::core::time::{Span, Time};
 use crate::protocol::activity::{Body, Sent};
@@ -65,6 +66,10 @@ pub enum Mode {
     Janitor,
     /// Reads these entities, in order, each until it is answered; then is quiet.
     Read(VecDeque<(String, String)>),
+    /// Follows the changes of a service.
+    Watch,
+    /// Reads all changes that there are, then is quiet.
+    WatchOut,
     /// Ends what it is at, then nothing.
     Quiet,
 }
@@ -91,6 +96,8 @@ pub struct Client {
     /// Every entity it ever spoke of.
     heard_of: BTreeSet<(String, String)>,
     last_written: Option<Write>,
+    /// What it follows, if that is what it does.
+    pub watcher: Option<Watcher>,
     /// Everything it was told.
     pub records: Vec<Record>,
     /// Messages that it was told its writes have sent.
@@ -141,6 +148,7 @@ enum Kind {
     },
     Split,
     Transfer,
+    Watch,
     Op(Box<Step>),
 }
 
@@ -151,13 +159,17 @@ impl Client {
         let think_max = match mode {
             Mode::Operator => Span::millis([600, 2_000, 6_000][rng.usize(..3)]),
             Mode::Janitor => Span::millis(50),
+            Mode::Watch => Span::millis(20),
             _ => Span::millis([20, 60, 150, 300][rng.usize(..4)]),
         };
         Self {
             number,
             uses_map: rng.u32(..10) < 6,
             map: ShardMap::default(),
-            attempt_timeout: Span::millis(rng.u64(150..1000)),
+            attempt_timeout: match mode {
+                Mode::Watch => Span::secs(2),
+                _ => Span::millis(rng.u64(150..1000)),
+            },
             patience: Span::millis(match mode {
                 Mode::Operator => rng.u64(2000..9000),
                 _ => rng.u64(1000..6000),
@@ -173,9 +185,18 @@ impl Client {
             known: BTreeMap::new(),
             heard_of: BTreeSet::new(),
             last_written: None,
+            watcher: None,
             records: Vec::new(),
             sent: Vec::new(),
             rng,
+        }
+    }
+
+    /// A client that follows all changes of a service.
+    pub fn watching(number: usize, seed: u64, service: &str) -> Self {
+        Self {
+            watcher: Some(Watcher::new(service)),
+            ..Self::new(number, seed, Mode::Watch)
         }
     }
 
@@ -196,6 +217,7 @@ impl Client {
             && match &self.mode {
                 Mode::Quiet => true,
                 Mode::Read(left) => left.is_empty(),
+                Mode::WatchOut => self.watcher.as_ref().is_none_or(Watcher::is_done),
                 _ => false,
             }
     }
@@ -448,6 +470,12 @@ impl Client {
                 Ok(Next::Done)
             }
             (Kind::Transfer, Response::Asked) => Ok(Next::Done),
+            (Kind::Watch, Response::Changed(changed)) => {
+                if let Some(watcher) = &mut self.watcher {
+                    watcher.took(&changed)?;
+                }
+                Ok(Next::Done)
+            }
             (Kind::Op(step), Response::Map(view)) if matches!(**step, Step::Look | Step::LookForFrozen) => {
                 self.map.learn(&view);
                 let id = self.request_id();
@@ -617,6 +645,17 @@ impl Client {
                 );
             }
             Mode::Operator => self.start_operator(now, moment, stage, acts),
+            Mode::Watch | Mode::WatchOut => {
+                let Some(watcher) = &mut self.watcher else { return };
+                if self.mode == Mode::WatchOut {
+                    watcher.finish();
+                    if watcher.is_done() {
+                        return;
+                    }
+                }
+                let request = watcher.ask(&mut self.rng, &self.map);
+                self.begin(now, moment, Kind::Watch, request, Role::Viewer, stage, acts);
+            }
             Mode::Janitor => {
                 let kind = Kind::Op(Box::new(Step::LookForFrozen));
                 self.begin(now, moment, kind, Request::Map, Role::Admin, stage, acts);
@@ -1075,6 +1114,7 @@ fn position_of(request: &Request) -> Option<Position> {
         Request::Write(write) if write.key.is_empty() => Some(Position::new(&write.service, &write.id.entity_key())),
         Request::Write(write) => Some(Position::new(&write.service, &write.key)),
         Request::List { from, .. } => Some(from.clone()),
+        Request::Changes { ranges, .. } => ranges.first().map(|since| since.range.start.clone()),
         _ => None,
     }
 }

@@ -62,6 +62,7 @@ fn meta(shard: ShardId, applied: u64) -> ReplicaMeta {
         bytes: 0,
         written_off: false,
         schema: Default::default(),
+        history: 0,
         destroyed: false,
     }
 }

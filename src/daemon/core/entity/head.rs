@@ -2,6 +2,7 @@
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 
+use crate::protocol::change::How;
 use crate::protocol::codec::{self, CodecError};
 use crate::protocol::error::Code;
 use crate::protocol::id::RequestId;
@@ -13,6 +14,8 @@ pub struct Head {
     pub version: u64,
     /// Leader's wall clock at the last write. Unit: ms since 1970.
     pub updated_ms: u64,
+    /// The place of the last change in the history of the shard, see `protocol::change`.
+    pub changed_at: u64,
     /// Whether the entity is there.
     pub exists: bool,
     /// Latest requests, oldest first, at most `HEAD_REQUESTS_MAX`.
@@ -25,6 +28,10 @@ pub struct Head {
     pub closed: u64,
     /// The schema that the document was judged by when it was last written.
     pub schema: SchemaMark,
+    /// How the current version was made; by which request is in `requests`.
+    pub how: How,
+    /// What is remembered of the versions before it, see `past`.
+    pub past: Bytes,
     /// As it was put.
     pub document: Bytes,
 }

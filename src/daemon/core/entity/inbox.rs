@@ -9,6 +9,7 @@ use super::outbox;
 use super::subject::Subject;
 use crate::daemon::core::state::{State, StateError};
 use crate::protocol::activity::{Body, REASON_BYTES_MAX, REJECTIONS_KEPT, Rejection};
+use crate::protocol::change::How;
 use crate::protocol::codec;
 use crate::protocol::error::{Code, WireError};
 use crate::protocol::parcel::{Content, Parcel, Receipt};
@@ -116,7 +117,9 @@ fn take(
     let decided = decide(&letter.body, parcel, rules, &mut draft, state).map(|()| draft.decided());
     match outcome(decided)? {
         Ok(decided) => {
-            subject.commit(decided, context, state, delta)?;
+            let from = parcel.from.to_string();
+            let how = How::Message { from, number };
+            subject.commit(decided, how, None, context, state, delta)?;
             if let Body::Refused { .. } = &letter.body {
                 remember(parcel, &letter.body, context, state)?;
             }

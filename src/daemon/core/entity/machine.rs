@@ -12,10 +12,13 @@ use super::effects::Rules;
 use super::head::{Head, Remembered};
 use super::message::{PairNews, read_row};
 use super::outbox;
+use super::past;
 use super::subject::Subject;
+use crate::daemon::core::changes::Noted;
 use crate::daemon::core::limits::{HEAD_REQUESTS_MAX, REQUEST_DEDUP};
 use crate::daemon::core::state::{State, StateError};
 use crate::protocol::activity::Sent;
+use crate::protocol::change::{How, Version};
 use crate::protocol::codec;
 use crate::protocol::error::{Code, WireError};
 use crate::protocol::id::{RequestId, ShardId};
@@ -33,6 +36,8 @@ pub struct Context {
     pub wall_ms: u64,
     /// The shard's clock. Unit: ms.
     pub shard_time_ms: u64,
+    /// The place in the shard's history that a change gets.
+    pub change_at: u64,
 }
 
 /// What a write or message did besides its effect on the entity.
@@ -44,6 +49,8 @@ pub struct Delta {
     pub bytes: i64,
     /// Pairs with something new to be sent, or nothing any more.
     pub pairs: Vec<PairNews>,
+    /// Changes of entities, for those who follow them.
+    pub changes: Vec<Noted>,
 }
 
 /// Does the write. A refusal is an outcome like another; only an unreadable row is an `Err`.
@@ -69,7 +76,10 @@ pub fn apply(
     };
     let decided = decide(write, &subject.head, rules, &mut draft, state).map(|()| draft.decided());
     let outcome = match draft::outcome(decided)? {
-        Ok(decided) => Ok(subject.commit(decided, context, state, delta)?),
+        Ok(decided) => {
+            let how = How::of(&write.change);
+            Ok(subject.commit(decided, how, Some(write.id), context, state, delta)?)
+        }
         Err(mut error) => {
             error.version = subject.head.exists.then_some(subject.head.version);
             Err(error)
@@ -116,6 +126,23 @@ pub fn entity(head: Head) -> Option<Entity> {
         schema: head.schema.version,
         aggregates: Vec::new(),
     })
+}
+
+/// What is remembered of an entity's versions, newest first.
+pub fn history(position: &Position, state: &dyn State) -> Result<Vec<Version>, StateError> {
+    let row = row_key(position, RowKind::Head, &[]);
+    let Some(value) = state.get(&row)? else {
+        return Ok(Vec::new());
+    };
+    let head = decode_head(&row, &value)?;
+    if head.version == 0 {
+        return Ok(Vec::new());
+    }
+    let mut versions =
+        past::all(&head.past).map_err(|error| StateError::Io(format!("row {}: {error}", row.escape_ascii())))?;
+    versions.push(past::current(&head));
+    versions.reverse();
+    Ok(versions)
 }
 
 /// A head row's value. Rows carry checksums, so one that does not decode was written by a broken or newer isx.
@@ -317,10 +344,14 @@ fn remember(
         state.put(sent_row(position, &known), Some(codec::encode(&sent)));
         widen(head, known.shard_time_ms / BUCKET_MS);
     }
+    // What made the current version stays, however old: the entity's history tells of it.
+    let version = head.version;
+    let is_maker = |old: &Remembered| past::makes(old, version);
     head.requests
-        .retain(|old| bucket_counts(old.shard_time_ms / BUCKET_MS, now));
+        .retain(|old| bucket_counts(old.shard_time_ms / BUCKET_MS, now) || is_maker(old));
     if head.requests.len() == HEAD_REQUESTS_MAX {
-        let old = head.requests.remove(0);
+        let oldest = usize::from(is_maker(&head.requests[0]));
+        let old = head.requests.remove(oldest);
         let bucket = old.shard_time_ms / BUCKET_MS;
         state.put(request_row(position, bucket, old.id), Some(codec::encode(&old)));
         widen(head, bucket);
@@ -419,6 +450,7 @@ mod tests {
             shard: ShardId(1),
             wall_ms: 1_000,
             shard_time_ms,
+            change_at: 1,
         }
     }
 
@@ -483,6 +515,41 @@ mod tests {
         );
         assert_eq!(document(&rows).as_deref(), Some(r#"{"n":2}"#));
         assert_eq!(run(&mut rows, &put(1, r#"{"n":3}"#), 0), Err(Code::RequestIdReused));
+    }
+
+    #[test]
+    fn the_history_tells_how_each_version_came_to_be() {
+        let mut rows = Rows::default();
+        assert_eq!(history(&Position::new("campaign", "c-1"), &rows), Ok(Vec::new()));
+        run(&mut rows, &put(1, "{}"), 0).expect("a put");
+        let alone = rows.0.values().map(Bytes::len).sum::<usize>();
+        run(
+            &mut rows,
+            &write(2, Condition::Always, Change::Patch(r#"{"a":1}"#.into())),
+            0,
+        )
+        .expect("a patch");
+        run(&mut rows, &write(3, Condition::Always, Change::Delete), 0).expect("a delete");
+        // Refusals change nothing, however many and late: what made the version is not forgotten for them.
+        let window = REQUEST_DEDUP.as_millis();
+        for id in 100..110 {
+            let late = window * (id as u64 - 99);
+            let refused = write(id, Condition::IfVersion(77), Change::Put("{}".into()));
+            run(&mut rows, &refused, late).expect_err("another version");
+        }
+        let told: Vec<_> = history(&Position::new("campaign", "c-1"), &rows)
+            .expect("rows can be read")
+            .into_iter()
+            .map(|version| (version.version, version.how, version.bytes, version.request))
+            .collect();
+        let by = |id| Some(RequestId(id));
+        let expected = [
+            (3, How::Delete, 0, by(3)),
+            (2, How::Patch, 7, by(2)),
+            (1, How::Put, 2, by(1)),
+        ];
+        assert_eq!(told, expected);
+        assert!(alone < 70, "a row that was written once has {alone} bytes");
     }
 
     #[test]

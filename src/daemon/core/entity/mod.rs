@@ -9,6 +9,7 @@ pub mod outbox;
 pub mod schema;
 pub(super) mod subject;
 
+pub mod past;
 #[cfg(test)]
 mod schema_tests;
 #[cfg(test)]

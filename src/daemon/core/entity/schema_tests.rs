@@ -250,6 +250,7 @@ const CONTEXT: Context = Context {
     shard: ShardId(1),
     wall_ms: 1,
     shard_time_ms: 1,
+    change_at: 1,
 };
 
 #[test]

@@ -4,9 +4,12 @@ use bytes::Bytes;
 use super::draft::Draft;
 use super::head::{Head, SchemaMark};
 use super::machine::{Context, Delta, decode_head};
-use super::outbox;
+use super::{outbox, past};
+use crate::daemon::core::changes::Noted;
 use crate::daemon::core::state::{State, StateError};
 use crate::protocol::activity::{Body, Sent};
+use crate::protocol::change::{How, Version};
+use crate::protocol::id::RequestId;
 use crate::protocol::key::{Position, RowKind, row_key};
 
 pub(in crate::daemon::core) struct Subject {
@@ -61,17 +64,36 @@ impl Subject {
     pub(super) fn commit(
         &mut self,
         decided: Decided,
+        how: How,
+        request: Option<RequestId>,
         context: Context,
         state: &mut dyn State,
         delta: &mut Delta,
     ) -> Result<Vec<Sent>, StateError> {
         if let Some(document) = decided.document {
             let head = self.head_mut();
+            if head.version > 0 {
+                head.past = past::with(&head.past, &past::current(head));
+            }
             head.version += 1;
             head.updated_ms = context.wall_ms;
+            head.changed_at = context.change_at;
             head.exists = document.is_some();
             head.document = document.unwrap_or_default();
             head.schema = decided.schema.unwrap_or_default();
+            head.how = how;
+            let change = Version {
+                request,
+                ..past::current(head)
+            };
+            delta.changes.push(Noted {
+                at: context.change_at,
+                position: self.position.clone(),
+                version: change.version,
+                deleted: !self.head.exists,
+                wall_ms: context.wall_ms,
+                cause: change.cause(),
+            });
         }
         for (row, value) in decided.rows {
             state.put(row, value);

@@ -39,6 +39,7 @@ fn at(wall_ms: u64) -> Context {
         shard: ShardId(1),
         wall_ms,
         shard_time_ms: wall_ms,
+        change_at: 1,
     }
 }
 

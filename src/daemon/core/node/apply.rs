@@ -29,6 +29,7 @@ impl Node {
                 shard,
                 wall_ms: payload.wall_ms,
                 shard_time_ms: replica.shard_time_ms,
+                change_at: 0,
             };
             let mut waiters = ours.unwrap_or_default().into_iter();
             for command in &payload.commands {
@@ -74,6 +75,7 @@ impl Node {
                 shard: replica.shard.id,
                 wall_ms: payload.wall_ms,
                 shard_time_ms: replica.shard_time_ms,
+                change_at: replica.history + 1,
             };
             if replica.shard.range.contains(&Position::new(&write.service, &write.key)) {
                 let rules = self.judge_by(&replica.schema, replica.shard.range.service())?;
@@ -112,6 +114,10 @@ impl Node {
                     let hint = self.hint_for(&position);
                     return Ok((Response::Error(WireError::new(Code::StaleRoute, text)), hint));
                 }
+                let context = Context {
+                    change_at: replica.next_place(),
+                    ..context
+                };
                 if self.skips(replica, entry) {
                     return Ok((outcome_unknown(write.id), None));
                 }
@@ -209,6 +215,10 @@ impl Node {
         let (entities, bytes) = (replica.entities / 2, replica.bytes / 2);
         replica.entities -= entities;
         replica.bytes -= bytes;
+        let mut changes = replica.changes.split_off(at);
+        if self.config.planted == PlantedBug::SplitForgetsChanges {
+            changes.lose();
+        }
 
         let known = self.replicas.remove(&child);
         let born = known.as_ref().is_some_and(Replica::is_initialized);
@@ -228,12 +238,17 @@ impl Node {
                 meta.schema = replica.schema.clone();
                 meta.bytes = bytes;
                 meta.written_off = replica.written_off;
+                meta.history = replica.history;
                 self.add_replica(meta, id, orphan);
                 if let (Some(child), Some(_)) = (self.replicas.get_mut(&child), &replica.damage) {
                     // Whose row it is may be found out again.
                     child.damage.clone_from(&replica.damage);
                     self.ailing.insert(child.shard.id);
                 }
+                if let Some(child) = self.replicas.get_mut(&child) {
+                    child.changes = changes;
+                }
+                self.may_remember(child);
                 self.unsaved_births.insert(child);
                 // A checkpoint under way has it as it was before.
                 self.checkpointing.retain(|&shard| shard != child);

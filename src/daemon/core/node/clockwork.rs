@@ -49,6 +49,7 @@ impl Node {
             self.find_condemned(effects);
             self.begin_passes();
             self.tend_ailing(effects);
+            self.share_changes();
         }
         self.tick_dispatch();
         self.tend_passes(effects);
@@ -56,6 +57,7 @@ impl Node {
         if now.since(self.last_expiry) >= EXPIRE_EVERY {
             self.last_expiry = now;
             self.expire(effects);
+            self.expire_watchers(effects);
         }
         let counted = now.since(self.last_count).as_millis();
         if counted >= 2_000 {

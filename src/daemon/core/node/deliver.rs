@@ -27,6 +27,10 @@ impl Node {
                 receipts.push((parcel.slot, Receipt::Elsewhere(self.hint_for(&parcel.to))));
                 continue;
             }
+            let context = Context {
+                change_at: replica.next_place(),
+                ..context
+            };
             let planted = self.planted_parcel(parcel, state)?;
             let parcel = planted.as_ref().unwrap_or(parcel);
             let before = match self.config.planted {
@@ -70,6 +74,7 @@ impl Node {
     pub(super) fn take_delta(&mut self, replica: &mut Replica, entry: &Committed, delta: Delta, effects: &mut Effects) {
         replica.entities = replica.entities.saturating_add_signed(delta.entities);
         replica.bytes = replica.bytes.saturating_add_signed(delta.bytes);
+        self.note_changes(replica, delta.changes);
         if self.config.tells_messages {
             for news in &delta.pairs {
                 if let (Some(letter), Some(partner)) = (&news.letter, &news.partner) {

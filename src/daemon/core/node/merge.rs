@@ -267,7 +267,7 @@ impl Node {
         if let Err(error) = check_merge(&left.shard, left_epoch, right) {
             return Ok(Response::Error(error));
         }
-        let Some(taken) = self.bring_to_freeze(right, seq, batch, state, effects)? else {
+        let Some(mut taken) = self.bring_to_freeze(right, seq, batch, state, effects)? else {
             left.stalled = true;
             effects.push(Effect::Event(Event::Stalled { shard: left.shard.id }));
             return Ok(Response::Error(WireError::new(
@@ -291,6 +291,11 @@ impl Node {
         }
         left.entities += taken.entities;
         left.bytes += taken.bytes;
+        // The greater of two places: along a key they only grow.
+        left.history = left.history.max(taken.history);
+        let changes = std::mem::take(&mut taken.changes);
+        left.changes.join(changes, &right.range.start, self.changes_bytes_max);
+        self.may_remember(left.shard.id);
         // The earlier of two clocks: what is remembered for a time must not be forgotten early.
         left.shard_time_ms = left.shard_time_ms.min(taken.shard_time_ms);
         if taken.schema.revision > left.schema.revision {

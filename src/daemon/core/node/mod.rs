@@ -6,6 +6,7 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use raft::eraftpb::{Entry, HardState, MessageType};
 
+use super::changes::Noted;
 use super::command::{Command, Payload};
 use super::conductor::Conductor;
 use super::directory::{self, Directory, DirectoryCommand};
@@ -23,7 +24,7 @@ use crate::protocol::error::{Code, WireError};
 use crate::protocol::id::{ClusterId, DIRECTORY_SHARD, Epoch, NodeId, ReplicaId, RequestId, ShardId};
 use crate::protocol::key::{KeyRange, Position};
 use crate::protocol::message::{Message, RaftMessage, Report, Row, SnapshotManifest};
-use crate::protocol::request::{Response, RouteHint};
+use crate::protocol::request::{Request, Response, RouteHint};
 use crate::protocol::shard_map::{
     Membership, NodeInfo, ReplicaDescriptor, ReplicaRole, ServiceInfo, ShardDescriptor, ShardMap, ShardSizes,
 };
@@ -33,6 +34,7 @@ mod catch_up;
 mod clockwork;
 mod deliver;
 mod dispatch;
+pub(super) mod follow;
 mod hibernation;
 mod membership;
 pub(super) mod merge;
@@ -129,6 +131,8 @@ pub enum PlantedBug {
     TakesAnyTicket,
     /// The second node's copies leave out one write each, once.
     SkipsAWrite,
+    /// The right half of a split does not know its latest changes, and claims that there were none.
+    SplitForgetsChanges,
 }
 
 /// A service of a new cluster.
@@ -250,6 +254,10 @@ pub struct Node {
     ailing: BTreeSet<ShardId>,
     /// A planted bug: shards that have left out a write.
     skipped: BTreeSet<ShardId>,
+    /// Questions for changes that wait for some.
+    watchers: follow::Watchers,
+    /// What the latest changes of one shard may take. Unit: bytes.
+    changes_bytes_max: usize,
     /// A planted bug: parents that go on serving.
     lingering: Vec<(ShardId, KeyRange, Time)>,
     pub(super) heard: BTreeMap<NodeId, Time>,
@@ -342,6 +350,8 @@ impl Node {
             ailing: BTreeSet::new(),
             skipped: BTreeSet::new(),
             lingering: Vec::new(),
+            watchers: follow::Watchers::default(),
+            changes_bytes_max: CHANGES_KEPT_BYTES_MAX,
             heard: BTreeMap::new(),
             connected: BTreeSet::new(),
             silent: BTreeSet::new(),
@@ -671,6 +681,7 @@ impl Node {
             }
             if applied {
                 replica.finish_applying();
+                self.wake_watchers(replica, state, effects)?;
             }
             self.answer_reads(replica, state, effects)?;
             if !replica.has_work() {
@@ -705,6 +716,8 @@ impl Node {
             }
             if replica.is_leader() {
                 self.check_schema_of(replica.shard.id);
+            } else {
+                self.dismiss_watchers(replica, effects);
             }
             if replica.is_leader() && replica.shard.id == DIRECTORY_SHARD {
                 self.last_report = Time(0);
@@ -722,6 +735,10 @@ impl Node {
         for read in replica.take_reads() {
             if let Waiter::Dispatch { shard, term } = read.waiting.waiter {
                 self.leadership_confirmed(shard, term, true);
+                continue;
+            }
+            if matches!(read.request, Request::Changes { .. }) {
+                self.watch_here(replica, read, state, effects)?;
                 continue;
             }
             match self.serve_read(replica, &read.request, state) {

@@ -153,6 +153,7 @@ impl Node {
         self.condemned.remove(&shard);
         self.unknown_since.remove(&shard);
         let is_absorbed = replica.shard.frozen.is_some() && why == merge::ABSORBED;
+        self.dismiss_watchers(&replica, effects);
         let (harmless, unknown) = replica.take_waiting();
         let hint = self.hint_for(&replica.shard.range.start);
         for waiting in harmless {

@@ -18,6 +18,7 @@ use std::sync::Arc;
 use raft::eraftpb::{ConfChangeV2, ConfState, EntryType, HardState, MessageType, Snapshot};
 use raft::{RawNode, StateRole};
 
+use super::changes::Changes;
 use super::command::Command;
 use super::effect::{Effect, Effects};
 use super::event::Event;
@@ -165,6 +166,10 @@ pub struct Replica {
     pub entities: u64,
     /// Bytes of keys and documents in the shard.
     pub bytes: u64,
+    /// The shard's place in history, counted on over splits and merges, see `next_place`.
+    pub history: u64,
+    /// The latest changes of its entities.
+    pub changes: Changes,
     /// Log writes up to here do not count for this replica.
     pub log_from: LogSeq,
     /// Something changed that a checkpoint should have.
@@ -271,6 +276,8 @@ impl Replica {
             rules: None,
             entities: meta.entities,
             bytes: meta.bytes,
+            history: meta.history,
+            changes: Changes::behind(meta.history),
             log_from: meta.log_from,
             dirty: true,
             queue: Vec::new(),
@@ -325,6 +332,14 @@ impl Replica {
     /// Whether this copy knows its range: not yet when it was made by a peer's message and waits for a snapshot.
     pub fn is_initialized(&self) -> bool {
         self.shard.epoch > Epoch(0)
+    }
+
+    /// The place in history of a command that may change an entity. It counts whether the entity changes or not: the log alone
+    /// must decide, since after a restart a parent's log may be applied again over rows that its child got by a snapshot, and
+    /// then changes nothing.
+    pub fn next_place(&mut self) -> u64 {
+        self.history += 1;
+        self.history
     }
 
     /// Whether this copy leads, as far as it knows.
@@ -436,6 +451,7 @@ impl Replica {
             bytes: self.bytes,
             written_off: self.written_off,
             schema: self.schema.clone(),
+            history: self.history,
             destroyed: false,
         }
     }
@@ -571,7 +587,10 @@ impl Replica {
     pub fn read(&mut self, now: Time, lease_allowed: bool, read: Read) -> Option<(Read, Time)> {
         self.stir();
         self.served += 1;
-        self.last_read = now;
+        // Whoever waits for changes asks again and again, and can wait for a round: no lease is kept up for it.
+        if !matches!(read.request, Request::Changes { .. }) {
+            self.last_read = now;
+        }
         if lease_allowed && self.leases() && now < self.lease_until {
             return Some((read, self.lease_until));
         }
@@ -905,6 +924,8 @@ impl Replica {
         self.entities = incoming.manifest.entities;
         self.bytes = incoming.manifest.bytes;
         self.take_schema(incoming.manifest.schema);
+        self.history = incoming.manifest.history;
+        self.changes = Changes::behind(self.history);
         self.unsaved_commit = None;
         self.dirty = true;
         (self.damage, self.written_off) = (None, false);
@@ -1156,6 +1177,7 @@ impl Replica {
                 entities: self.entities,
                 bytes: self.bytes,
                 schema: self.schema.clone(),
+                history: self.history,
             };
             let log = self.log();
             let snapshot = Snapshot {
@@ -1352,6 +1374,7 @@ pub fn empty_meta(id: crate::protocol::id::ShardId) -> ReplicaMeta {
         bytes: 0,
         written_off: false,
         schema: Bundle::default(),
+        history: 0,
         destroyed: false,
     }
 }

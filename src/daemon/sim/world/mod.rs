@@ -16,6 +16,7 @@ use super::mail::Mail;
 use super::network::{Network, Place};
 use super::schedule::Schedule;
 use super::trace::{BriefResponse, Trace};
+use super::watch::Watcher;
 use super::workload::{Client, HOT_KEYS, Mode, Stage};
 use crate::daemon::core::input::{Input, SessionId};
 use crate::daemon::core::node::{Hibernation, NodeConfig, PlantedBug, ServiceConfig};
@@ -70,6 +71,8 @@ pub enum Bug {
     SkipsAWrite,
     /// Checksums of rows are not looked at.
     TrustsTheDisk,
+    /// The right half of a split knows no changes from before, and does not say so.
+    SplitForgetsChanges,
 }
 
 /// What a run is like.
@@ -135,6 +138,10 @@ pub struct Report {
     pub quarantined: usize,
     /// Comparisons of a shard's copies from end to end.
     pub verified: u64,
+    /// Changes that those who follow them were told.
+    pub followed: u64,
+    /// Of these, how many stood for several that the shard did not remember.
+    pub resynced: u64,
 }
 
 /// A run that broke a promise.
@@ -167,6 +174,8 @@ pub struct World {
     network: Network,
     machines: Vec<Machine>,
     clients: Vec<Client>,
+    /// Number of the first of three clients that are quiet until the end.
+    janitor: usize,
     stage: Stage,
     services: Vec<String>,
     trace: Trace,
@@ -332,7 +341,13 @@ impl World {
         } else {
             Trace::hashed()
         };
-        let mut world = Self::bare(options, nodes, plan, client_count + 3, trace);
+        let services: Vec<&str> = HOT_KEYS.iter().map(|(service, _)| *service).collect();
+        let quiet = client_count..client_count + 3;
+        // What other planted bugs do, those who follow changes see first; each is to be found by its own property.
+        let follows = matches!(options.bug, Bug::None | Bug::SplitForgetsChanges);
+        let watchers = quiet.end..quiet.end + if follows { services.len() } else { 0 };
+        let mut world = Self::bare(options, nodes, plan, watchers.end, trace);
+        world.janitor = quiet.start;
         let cuts: &[&str] = [&[][..], &["h"], &["g", "p"]][rng.usize(..3)];
         world.make_machines(nodes, engine, cuts, 3.min(nodes as u32));
         for number in 0..client_count {
@@ -347,16 +362,21 @@ impl World {
             world.clients.push(Client::new(number + 1, seed, mode));
         }
         // Three that are quiet until the end: one cleans up, one asks every shard, one reads everything.
-        for number in client_count..client_count + 3 {
+        for number in quiet.clone() {
             let seed = stream(options.seed, 100 + number as u64);
             world.clients.push(Client::new(number + 1, seed, Mode::Quiet));
+        }
+        for number in watchers.clone() {
+            let seed = stream(options.seed, 100 + number as u64);
+            let service = services[number - quiet.end];
+            world.clients.push(Client::watching(number + 1, seed, service));
         }
         for machine in 0..nodes {
             world
                 .schedule
                 .after(Span::millis(rng.u64(0..50)), Event::Start { machine });
         }
-        for client in 0..client_count {
+        for client in (0..client_count).chain(watchers) {
             let token = world.clients[client].token();
             world
                 .schedule
@@ -382,6 +402,7 @@ impl World {
             plan,
             machines: Vec::new(),
             clients: Vec::new(),
+            janitor: 0,
             stage: Stage {
                 nodes: (1..=nodes as u64).map(NodeId).collect(),
                 keys,
@@ -486,6 +507,7 @@ impl World {
                     Bug::AcknowledgesEarly => PlantedBug::AcknowledgesEarly,
                     Bug::SplitForgetsSources => PlantedBug::SplitForgetsSources,
                     Bug::TakesAnyTicket => PlantedBug::TakesAnyTicket,
+                    Bug::SplitForgetsChanges => PlantedBug::SplitForgetsChanges,
                     Bug::None | Bug::AckBeforeSync | Bug::TrustsTheDisk => PlantedBug::None,
                 },
             };
@@ -539,8 +561,8 @@ impl World {
     fn run_whole(&mut self, span: Span) -> Result<Report, Violation> {
         self.run_to(Time(0) + span)?;
         self.heal();
-        let prober = self.clients.len() - 2;
-        let janitor = prober - 1;
+        let janitor = self.janitor;
+        let prober = janitor + 1;
         for client in 0..janitor {
             if *self.clients[client].mode() == Mode::Operator {
                 self.tell(client, Mode::Quiet);
@@ -583,6 +605,13 @@ impl World {
         })?;
         self.run_until(Property::CatchUp, BACK, World::laggard)?;
         let reader = prober + 1;
+        let watchers = reader + 1..self.clients.len();
+        watchers.clone().for_each(|client| self.tell(client, Mode::WatchOut));
+        self.run_until(Property::Back, BACK, |world| {
+            let mut watchers = watchers.clone();
+            let busy = watchers.find(|&client| !world.clients[client].is_quiet())?;
+            Some(format!("client {} does not come to the end of the changes", busy + 1))
+        })?;
         let mut all: Vec<(String, String)> = self.records().map(|record| record.entity.clone()).collect();
         all.sort_unstable();
         all.dedup();
@@ -597,6 +626,13 @@ impl World {
         })?;
         self.compare_rows()?;
         self.mail.check_documents(|entity| self.document_of(entity))?;
+        for record in &self.clients[reader].records {
+            let Outcome::Saw(seen) = &record.outcome else { continue };
+            let (service, key) = &record.entity;
+            for watcher in self.watchers() {
+                watcher.judge(service, key, seen.as_ref().map(|(version, _)| *version))?;
+            }
+        }
         let records: Vec<Record> = self.records().cloned().collect();
         judge_history(&records)?;
         Ok(self.report(&records))
@@ -625,7 +661,13 @@ impl World {
             messages: self.mail.count(),
             quarantined: self.quarantined.len(),
             verified: self.verified(),
+            followed: self.watchers().map(|watcher| watcher.changes).sum(),
+            resynced: self.watchers().map(|watcher| watcher.resynced).sum(),
         }
+    }
+
+    fn watchers(&self) -> impl Iterator<Item = &Watcher> {
+        self.clients.iter().filter_map(|client| client.watcher.as_ref())
     }
 
     /// As the processes that still run have counted.
