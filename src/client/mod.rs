@@ -1141,6 +1141,7 @@ fn goal(request: &Request) -> Goal {
     match request {
         Request::Get { service, key }
         | Request::ShowRequest { service, key, .. }
+        | Request::ShowPair { service, key, .. }
         | Request::Children { service, key, .. }
         | Request::History { service, key } => Goal::Position(Position::new(service, key)),
         Request::Write(write) if write.key.is_empty() => {

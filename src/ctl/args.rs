@@ -131,6 +131,12 @@ pub enum Command {
     /// Spreading copies and leaderships evenly
     #[command(subcommand)]
     Rebalance(super::ops::RebalanceCommand),
+    /// What entities look like and what they do to each other
+    #[command(
+        subcommand,
+        before_help = "Examples:\n  isxctl schema check -f campaign.toml -f profile.toml\n  isxctl schema apply -f campaign.toml -f profile.toml"
+    )]
+    Schema(super::schema::SchemaCommand),
     /// Services
     #[command(
         subcommand,
@@ -190,6 +196,9 @@ pub enum EntityCommand {
         /// Keys
         #[arg(required = true)]
         keys: Vec<String>,
+        /// With its children, as one object
+        #[arg(long, value_enum, value_name = "WHAT")]
+        with: Option<super::children::With>,
     },
     /// Replace or create an entity
     #[command(
@@ -210,6 +219,9 @@ pub enum EntityCommand {
         /// Repeat an earlier write: it has one effect, however often
         #[arg(long, value_name = "ID")]
         request_id: Option<RequestId>,
+        /// For children to hear of it.
+        #[command(flatten)]
+        waiting: super::children::Waiting,
     },
     /// Create an entity under a key made by the router
     Post {
@@ -219,6 +231,9 @@ pub enum EntityCommand {
         /// Repeat an earlier post: it has one effect, however often
         #[arg(long, value_name = "ID")]
         request_id: Option<RequestId>,
+        /// For children to hear of it.
+        #[command(flatten)]
+        waiting: super::children::Waiting,
     },
     /// Change fields of an entity (JSON merge patch, RFC 7396)
     #[command(
@@ -236,6 +251,32 @@ pub enum EntityCommand {
         /// Repeat an earlier write: it has one effect, however often
         #[arg(long, value_name = "ID")]
         request_id: Option<RequestId>,
+        /// For children to hear of it.
+        #[command(flatten)]
+        waiting: super::children::Waiting,
+    },
+    /// Ask another entity to do something, as a message of this one
+    #[command(
+        before_help = "Examples:\n  isxctl campaign send c-1 --to profile/p-1 --action pause --data '{\"reason\":\"rain\"}'"
+    )]
+    Send {
+        /// Key of the sender
+        key: String,
+        /// The receiver
+        #[arg(long, value_name = "SERVICE/KEY")]
+        to: String,
+        /// An action that the receiver's schema accepts
+        #[arg(long, value_name = "NAME")]
+        action: String,
+        /// Parameters, a JSON object
+        #[arg(long, value_name = "JSON", default_value = "{}")]
+        data: String,
+        /// Repeat an earlier message: it has one effect, however often
+        #[arg(long, value_name = "ID")]
+        request_id: Option<RequestId>,
+        /// For the receiver to take it.
+        #[command(flatten)]
+        waiting: super::children::Waiting,
     },
     /// Remove an entity
     Delete {
@@ -244,6 +285,9 @@ pub enum EntityCommand {
         /// Only if the entity is at this version
         #[arg(long, value_name = "V")]
         if_version: Option<u64>,
+        /// Its children: show what would happen to them, or do it
+        #[arg(long, value_enum, value_name = "STEP")]
+        cascade: Option<super::children::Cascade>,
         /// Repeat an earlier write: it has one effect, however often
         #[arg(long, value_name = "ID")]
         request_id: Option<RequestId>,

@@ -9,21 +9,25 @@ use serde_json::{Value, json};
 use super::args::{Document, EntityCommand, PatchSource};
 use super::exit::{self, CtlError};
 use super::output::{self, Format, Listing, timestamp};
-use super::{Ended, Environment, journal, transfer, watch};
+use super::{Ended, Environment, children, journal, transfer, watch};
 use crate::client::ListQuery;
+use crate::protocol::activity::Body;
 use crate::protocol::change::How;
 use crate::protocol::id::RequestId;
+use crate::protocol::key::Position;
 use crate::protocol::request::{Change, Condition, Write, Written};
 
 pub(super) async fn run(env: &Environment, service: &str, command: EntityCommand) -> Ended {
     match command {
-        EntityCommand::Get { keys } => get(env, service, &keys).await,
+        EntityCommand::Get { keys, with: None } => get(env, service, &keys).await,
+        EntityCommand::Get { keys, with: Some(_) } => children::get(env, service, &keys).await,
         EntityCommand::Put {
             key,
             document,
             if_version,
             if_absent,
             request_id,
+            waiting,
         } => {
             let condition = if if_absent {
                 Condition::IfAbsent
@@ -31,28 +35,61 @@ pub(super) async fn run(env: &Environment, service: &str, command: EntityCommand
                 version(if_version)
             };
             let change = Change::Put(read_document(&document)?);
-            change_entity(env, service, key, condition, change, request_id).await
+            change_entity(env, service, key, condition, change, request_id, &waiting).await
         }
-        EntityCommand::Post { document, request_id } => {
+        EntityCommand::Post {
+            document,
+            request_id,
+            waiting,
+        } => {
             let change = Change::Post(read_document(&document)?);
-            change_entity(env, service, String::new(), Condition::Always, change, request_id).await
+            let key = String::new();
+            change_entity(env, service, key, Condition::Always, change, request_id, &waiting).await
+        }
+        EntityCommand::Send {
+            key,
+            to,
+            action,
+            data,
+            request_id,
+            waiting,
+        } => {
+            let Some((to_service, to_key)) = to.split_once('/') else {
+                return Err(CtlError::new(
+                    exit::USAGE,
+                    format!("--to takes SERVICE/KEY, not `{to}`"),
+                ));
+            };
+            let change = Change::Send {
+                to: Position::new(to_service, to_key),
+                body: Box::new(Body::Call {
+                    action,
+                    params: data.into(),
+                }),
+            };
+            change_entity(env, service, key, Condition::Always, change, request_id, &waiting).await
         }
         EntityCommand::Patch {
             key,
             document,
             if_version,
             request_id,
+            waiting,
         } => {
             let change = Change::Patch(read_patch(&document)?);
-            change_entity(env, service, key, version(if_version), change, request_id).await
+            change_entity(env, service, key, version(if_version), change, request_id, &waiting).await
         }
         EntityCommand::Delete {
             key,
             if_version,
+            cascade,
             request_id,
         } => {
-            env.consent(&format!("delete {service}/{key}"))?;
-            change_entity(env, service, key, version(if_version), Change::Delete, request_id).await
+            if let Some(ended) = children::before_delete(env, service, &key, cascade).await? {
+                return Ok(ended);
+            }
+            let (change, waiting) = (Change::Delete, children::Waiting::default());
+            change_entity(env, service, key, version(if_version), change, request_id, &waiting).await
         }
         EntityCommand::List {
             prefix,
@@ -122,7 +159,7 @@ pub(super) async fn show_request(env: &Environment, id: RequestId, of: Option<&s
     let shown = client.show_request(&service, &key, id).await;
     client.close().await;
     match shown? {
-        Some(written) => print_written(env, &service, id, &written, "committed"),
+        Some(written) => print_written(env, &service, id, &written, "committed", &[]),
         None => {
             let what = format!("{id} is not committed at {service}/{key}, as far as the entity remembers");
             let mut error = CtlError::new(exit::NOT_FOUND, what);
@@ -152,10 +189,16 @@ async fn get(env: &Environment, service: &str, keys: &[String]) -> Ended {
         match env.format() {
             // Put together as text: numbers of the document stay spelt as they were put.
             Format::Json | Format::Jsonl => {
-                let head = json!({"service": service, "key": key, "version": entity.version,
-                                  "updated": timestamp(entity.updated_ms)})
-                .to_string();
-                items.push(format!("{},\"document\":{document}}}", head.trim_end_matches('}')));
+                let mut head = json!({"service": service, "key": key, "version": entity.version,
+                                      "updated": timestamp(entity.updated_ms)});
+                if entity.schema > 0 {
+                    head["schemaVersion"] = json!(entity.schema);
+                }
+                if !entity.aggregates.is_empty() {
+                    head["aggregates"] = children::aggregates_json(&entity);
+                }
+                let head = head.to_string();
+                items.push(format!("{},\"document\":{document}}}", &head[..head.len() - 1]));
             }
             Format::Name => text += &format!("{key}\n"),
             Format::Plain => {
@@ -164,9 +207,10 @@ async fn get(env: &Environment, service: &str, keys: &[String]) -> Ended {
             }
             Format::Table | Format::Wide => {
                 env.say(&format!(
-                    "{service}/{key}   v{}   updated {}",
+                    "{service}/{key}   v{}   updated {}{}",
                     entity.version,
-                    timestamp(entity.updated_ms)
+                    timestamp(entity.updated_ms),
+                    children::aggregates_text(&entity)
                 ));
                 text += &output::indent(&document);
             }
@@ -259,6 +303,7 @@ async fn change_entity(
     condition: Condition,
     change: Change,
     request_id: Option<RequestId>,
+    waiting: &children::Waiting,
 ) -> Ended {
     let id = request_id.unwrap_or_else(RequestId::random);
     let word = if change == Change::Delete {
@@ -278,12 +323,26 @@ async fn change_entity(
             change,
         })
         .await;
+    let ended = match written {
+        Ok(written) => {
+            let states = children::states(&client, service, &written, waiting, env.cli.timeout).await;
+            let printed = print_written(env, service, id, &written, word, &states);
+            printed.map(|_| children::ended(&states, waiting))
+        }
+        Err(error) => Err(error.into()),
+    };
     client.close().await;
-    let written = written?;
-    print_written(env, service, id, &written, word)
+    ended
 }
 
-fn print_written(env: &Environment, service: &str, id: RequestId, written: &Written, word: &str) -> Ended {
+fn print_written(
+    env: &Environment,
+    service: &str,
+    id: RequestId,
+    written: &Written,
+    word: &str,
+    states: &[children::State],
+) -> Ended {
     let Written {
         key,
         version,
@@ -292,18 +351,11 @@ fn print_written(env: &Environment, service: &str, id: RequestId, written: &Writ
         shard,
         sent,
     } = written;
-    let children: Vec<_> = sent
-        .iter()
-        .map(|sent| {
-            let (to_service, to_key) = sent.to.parts();
-            let message = format!("{}.{}", sent.session, sent.number);
-            json!({"service": to_service, "key": to_key, "message": message})
-        })
-        .collect();
     match env.format() {
         Format::Json | Format::Jsonl => env.print_json(&json!({
             "schema": "isx.written/1", "service": service, "key": key, "version": version, "repeated": repeated,
-            "committed": timestamp(*updated_ms), "shard": shard.to_string(), "requestId": id.to_string(), "sent": children,
+            "committed": timestamp(*updated_ms), "shard": shard.to_string(), "requestId": id.to_string(),
+            "sent": children::sent_json(sent, states),
         })),
         Format::Name => env.print(&format!("{key}\n")),
         _ => {
@@ -312,14 +364,12 @@ fn print_written(env: &Environment, service: &str, id: RequestId, written: &Writ
             } else {
                 ""
             };
-            let mut text =
-                format!("{service}/{key}   v{version} {word}   shard {shard}   request {id}{repeated}\n");
-            for sent in sent {
-                let (to_service, to_key) = sent.to.parts();
-                let (to_key, session, number) = (to_key.unwrap_or(""), sent.session, sent.number);
-                text.push_str(&format!("  to {to_service}/{to_key}   message {session}.{number}\n"));
+            let text = format!("{service}/{key}   v{version} {word}   shard {shard}   request {id}{repeated}\n");
+            let printed = env.print(&(text + &children::sent_text(sent, states)))?;
+            if states.contains(&children::State::Pending) {
+                env.say("the parent is committed; pending messages arrive by themselves");
             }
-            env.print(&text)
+            Ok(printed)
         }
     }
 }

@@ -5,6 +5,7 @@
 //! processes, and `simulate`, which calls the planner.
 pub mod args;
 pub mod bench;
+mod children;
 mod cluster;
 pub mod dev;
 mod entity;
@@ -14,6 +15,7 @@ mod journal;
 mod local;
 mod ops;
 pub mod output;
+mod schema;
 pub mod simulate;
 mod status;
 mod topics;
@@ -177,6 +179,7 @@ async fn perform(env: &Environment, command: Command) -> Ended {
         Command::Replica(command) => ops::replica(env, command).await,
         Command::Op(command) => ops::op(env, command).await,
         Command::Rebalance(command) => ops::rebalance(env, command).await,
+        Command::Schema(command) => schema::run(env, command).await,
         Command::Service(args::ServiceCommand::List) => cluster::services(env).await,
         Command::Service(args::ServiceCommand::Set { service, change }) => {
             ops::change_service(env, &service, &change).await

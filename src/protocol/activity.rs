@@ -128,7 +128,25 @@ pub struct Sent {
     pub session: u64,
     /// Its number in the session, from 1.
     pub number: u64,
+    /// What it asks for: the body's kind, or the name of the action.
+    pub action: String,
 }
+
+/// What a sender knows of its messages to one receiver.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct PairView {
+    /// The session that is open; 0: none is.
+    pub session: u64,
+    /// Messages of it up to this number are applied.
+    pub acked: u64,
+    /// Messages that are not known to be applied, the first [`PAIR_VIEW_MAX`]: number and what it brings.
+    pub outstanding: Vec<(u64, Body)>,
+    /// The latest that the receiver refused.
+    pub rejections: Vec<Rejection>,
+}
+
+/// Messages in one view of a pair.
+pub const PAIR_VIEW_MAX: usize = 64;
 
 /// A message that its receiver refused, as the sender remembers it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]

@@ -2,7 +2,7 @@
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 
-use super::activity::{Body, Sent};
+use super::activity::{Body, PairView, Sent};
 use super::change::{Changed, Since, Version};
 use super::error::WireError;
 use super::id::{ClusterId, Epoch, NodeId, OpId, ReplicaId, RequestId, ShardId};
@@ -83,6 +83,15 @@ pub enum Request {
         relation: String,
         /// Only those behind this key; empty: from the first on.
         after: String,
+    },
+    /// What an entity knows of its messages to another.
+    ShowPair {
+        /// The sender's service.
+        service: String,
+        /// The sender's key.
+        key: String,
+        /// The receiver.
+        with: Position,
     },
     /// What became of a write.
     ShowRequest {
@@ -446,6 +455,8 @@ pub enum Response {
     Ops(Vec<OpView>),
     /// To `ShowSettings`.
     Settings(Settings),
+    /// To `ShowPair`.
+    Pair(Box<PairView>),
     /// To `Children`.
     Children(Vec<Child>),
     /// To `ShowSchemas` and `SetSchemas`.

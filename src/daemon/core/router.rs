@@ -4,7 +4,7 @@ use std::ops::ControlFlow;
 use super::command::Command;
 use super::effect::{Effect, Effects};
 use super::entity::machine::{self, Context};
-use super::entity::schema;
+use super::entity::{pair, schema};
 use super::limits::*;
 use super::node::{Forwarded, Node, PlantedBug, bad_split, busy, follow, merge, stale_epoch};
 use super::replica::{Read, Replica, Waiter, Waiting, role_name};
@@ -112,6 +112,7 @@ impl Node {
             Request::Get { .. }
             | Request::List { .. }
             | Request::ShowRequest { .. }
+            | Request::ShowPair { .. }
             | Request::Children { .. }
             | Request::History { .. }
             | Request::Write(_) => replica.shard.frozen.is_some().then(|| merge::frozen(&replica.shard)),
@@ -154,6 +155,7 @@ impl Node {
         match request {
             Request::Get { service, key }
             | Request::ShowRequest { service, key, .. }
+            | Request::ShowPair { service, key, .. }
             | Request::Children { service, key, .. }
             | Request::History { service, key } => {
                 service_exists(service)?;
@@ -238,6 +240,7 @@ impl Node {
         match request {
             Request::Get { service, key }
             | Request::ShowRequest { service, key, .. }
+            | Request::ShowPair { service, key, .. }
             | Request::Children { service, key, .. }
             | Request::History { service, key } => by_position(&Position::new(service, key)),
             Request::Write(write) => by_position(&Position::new(&write.service, &write.key)),
@@ -395,6 +398,7 @@ impl Node {
             | Request::List { .. }
             | Request::ShowRequest { .. }
             | Request::Children { .. }
+            | Request::ShowPair { .. }
             | Request::History { .. }
             | Request::Changes { .. } => {
                 return self.read_here(shard, waiting, request, state, effects);
@@ -615,6 +619,13 @@ impl Node {
                 }
                 (Response::Entity(entity), None)
             }
+            Request::ShowPair { service, key, with } => {
+                let position = Position::new(service, key);
+                if !replica.shard.range.contains(&position) {
+                    return Ok(stale(&position));
+                }
+                (Response::Pair(Box::new(pair::view(&position, with, state)?)), None)
+            }
             Request::Children {
                 service,
                 key,
@@ -803,7 +814,7 @@ fn list(
 fn allowed(principal: &Principal, request: &Request) -> Result<(), WireError> {
     let needs = match request {
         Request::Join { .. } => Role::Nobody,
-        Request::Children { .. } => Role::Viewer,
+        Request::Children { .. } | Request::ShowPair { .. } => Role::Viewer,
         Request::Get { .. } | Request::List { .. } | Request::ShowRequest { .. } | Request::Map | Request::Status => {
             Role::Viewer
         }

@@ -6,6 +6,7 @@ pub mod inbox;
 pub mod machine;
 pub mod message;
 pub mod outbox;
+pub mod pair;
 pub mod schema;
 pub(super) mod subject;
 

@@ -67,6 +67,7 @@ pub(super) fn send(
         let number = partner.next;
         partner.next += 1;
         tally.outstanding += 1;
+        let action = body.action().to_owned();
         let letter = Letter {
             depth: depth.saturating_add(1),
             wall_ms: context.wall_ms,
@@ -79,6 +80,7 @@ pub(super) fn send(
             to: to.clone(),
             session: partner.session,
             number,
+            action,
         });
         delta.pairs.push(PairNews {
             from: from.clone(),
