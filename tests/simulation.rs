@@ -327,7 +327,7 @@ fn silent_divergence_is_found_and_repaired() {
         match outcome(&options) {
             Ok(report) => found += report.quarantined,
             // A copy that leads before it is found shows callers what it has: that much nobody can undo.
-            Err((Some(Property::Once | Property::Lin | Property::Ver | Property::NoFail), _)) => {}
+            Err((Some(Property::Once | Property::Lin | Property::Ver | Property::NoFail | Property::Drain), _)) => {}
             Err((_, text)) => panic!("{text}"),
         }
     }
