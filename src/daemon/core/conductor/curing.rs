@@ -5,6 +5,10 @@ use crate::protocol::shard_map::ReplicaDescriptor;
 impl Node {
     pub(super) fn give_up_quarantined(&mut self, state: &mut dyn State, effects: &mut Effects) {
         let now = self.clock.now;
+        if now.since(self.conductor.last_cure) < self.pause(CURE_EVERY_PER_THOUSAND) {
+            return;
+        }
+        self.conductor.last_cure = now;
         let mut due = Vec::new();
         for shard in self.map.shards().filter(|shard| !shard.quarantined.is_empty()) {
             let is_busy = shard.is_joint() || shard.frozen.is_some();

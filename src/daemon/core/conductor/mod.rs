@@ -53,6 +53,7 @@ pub(in crate::daemon::core) struct Conductor {
     /// What the last plan was made from.
     planned_from: PlannedFrom,
     last_strays: Time,
+    last_cure: Time,
     last_hand_over: Time,
     /// How often own loads were looked at.
     own_looked: u64,
@@ -334,6 +335,7 @@ const PLAN_EVERY: Span = Span::millis(200);
 const PLAN_EVERY_PER_THOUSAND: Span = Span::millis(100);
 /// ... or this long, while nothing has changed that a plan depends on.
 const PLAN_AGAIN_PER_THOUSAND: Span = Span::secs(1);
+const CURE_EVERY_PER_THOUSAND: Span = Span::millis(100);
 const STRAYS_EVERY_PER_THOUSAND: Span = Span::millis(500);
 const HAND_OVER_EVERY_PER_THOUSAND: Span = Span::millis(50);
 /// Own loads are looked at as a whole every so many times.

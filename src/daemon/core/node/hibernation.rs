@@ -9,6 +9,7 @@ use std::collections::{BTreeSet, VecDeque};
 use super::Node;
 use crate::daemon::core::effect::{Effect, Effects};
 use crate::daemon::core::replica::Replica;
+use crate::daemon::core::time::{Span, Time};
 use crate::protocol::id::{DIRECTORY_SHARD, NodeId, ShardId};
 use crate::protocol::message::{Message, SleepOffer};
 use crate::protocol::request::Request;
@@ -45,6 +46,8 @@ pub(super) struct Beds {
     heard: Vec<(NodeId, SleepOffer, bool)>,
     /// To be woken in turn: first those that have to call an election, then the others.
     waking: [VecDeque<ShardId>; 2],
+    /// Woken in turn and not asleep again, and when.
+    roused: VecDeque<(Time, ShardId)>,
     /// Nobody in the queues can be elected while just these nodes are heard.
     stuck_among: Option<BTreeSet<NodeId>>,
 }
@@ -109,11 +112,18 @@ impl Node {
             return;
         }
         self.beds.stuck_among = None;
-        let is_early = self.clock.now < self.vote_from;
+        let (now, is_early) = (self.clock.now, self.clock.now < self.vote_from);
+        // Where those before them have not gone back to sleep, the machine has enough to do. Some are kept awake by requests.
+        let replicas = &self.replicas;
+        self.beds.roused.retain(|(at, shard)| {
+            now.since(*at) < ROUSED_FOR && replicas.get(shard).is_some_and(|replica| !replica.is_asleep())
+        });
+        let wakes_max = ROUSED_MAX.saturating_sub(self.beds.roused.len());
+        let wakes_max = wakes_max.min(self.config.hibernation.wakes_per_tick);
         let mut woken = 0;
         for queue in 0..self.beds.waking.len() {
             for _ in 0..self.beds.waking[queue].len() {
-                if woken == self.config.hibernation.wakes_per_tick {
+                if woken == wakes_max {
                     return;
                 }
                 let Some(shard) = self.beds.waking[queue].pop_front() else {
@@ -137,7 +147,11 @@ impl Node {
                 let led = replica.vote() == replica.id.0 && replica.leader().is_none();
                 let goes_first = !is_leader && (led || replica.goes_first(|node| alive.contains(&node)));
                 woken += 1;
+                self.beds.roused.push_back((now, shard));
                 self.rouse(shard, goes_first);
+                if let Some(replica) = self.replicas.get_mut(&shard) {
+                    replica.hurry();
+                }
             }
         }
         if woken == 0 && !is_early {
@@ -246,3 +260,8 @@ impl Node {
         }
     }
 }
+
+/// Replicas that are awake at the same time because their turn came.
+const ROUSED_MAX: usize = 200;
+/// One that has not gone back to sleep by then counts no more.
+const ROUSED_FOR: Span = Span::secs(1);

@@ -58,6 +58,12 @@ impl Node {
                 lost.push(peer);
             }
         }
+        // Who was not heard since the start is as good as silent: shards need not stay awake for it.
+        if self.config.hibernation.after_ticks.is_some() && now.since(self.started) > UNHEARD_AFTER {
+            let members = self.map.nodes.values().filter(|info| info.id != self.config.node);
+            let unheard = members.filter(|info| !self.heard.contains_key(&info.id));
+            self.silent.extend(unheard.map(|info| info.id));
+        }
         for peer in lost {
             self.wake_followers_of(peer);
         }
@@ -304,5 +310,7 @@ impl Node {
 
 /// Shards that one report names in turn.
 const LED_PER_REPORT: usize = 256;
+/// A member that was not heard by then, after the start, is silent.
+const UNHEARD_AFTER: Span = Span::secs(3);
 /// Reports with all loads to somebody new at the directory.
 const FULL_LOADS: u32 = 3;

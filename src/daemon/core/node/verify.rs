@@ -210,7 +210,10 @@ impl Node {
         let now = self.clock.now;
         let mut due: Vec<(bool, Time, ShardId)> = Vec::new();
         let mut unasked = self.passes.values().filter(|pass| pass.waiters.is_empty()).count();
-        for (&shard, replica) in self.replicas.iter().filter(|(_, replica)| replica.is_leader()) {
+        for &shard in &self.watch.led {
+            let Some(replica) = self.replicas.get(&shard).filter(|replica| replica.is_leader()) else {
+                continue;
+            };
             let is_fit = replica.shard.frozen.is_none() && !replica.is_quarantined();
             if !is_fit || self.passes.contains_key(&shard) {
                 continue;

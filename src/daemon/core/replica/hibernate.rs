@@ -38,6 +38,8 @@ pub struct Rest {
     offer: Option<Offer>,
     /// Whom this leader sleeps without.
     without: Vec<NodeId>,
+    /// It was woken to be led, not to serve: it sleeps again as soon as it can.
+    is_hurried: bool,
     /// Ticks that an election waits longer than usual, so that whoever goes first has time.
     pub(super) patience: usize,
 }
@@ -102,6 +104,18 @@ impl Replica {
         may
     }
 
+    /// Sleeps again as soon as it can, unless it is asked for something.
+    pub fn hurry(&mut self) {
+        self.rest.is_hurried = true;
+    }
+
+    /// It is asked for something.
+    pub(super) fn serve(&mut self) {
+        self.stir();
+        self.rest.is_hurried = false;
+        self.served += 1;
+    }
+
     /// Counts quiet ticks; says whether Raft's clock is to move.
     pub(super) fn rest_tick(&mut self) -> bool {
         if self.rest.is_asleep {
@@ -121,6 +135,11 @@ impl Replica {
 
     /// Whether this leader should offer sleep, after so many quiet ticks.
     pub fn is_tired(&self, after_ticks: u32) -> bool {
+        let after_ticks = if self.rest.is_hurried {
+            HURRIED_TICKS.min(after_ticks)
+        } else {
+            after_ticks
+        };
         self.is_leader() && self.rest.offer.is_none() && self.rest.quiet_ticks >= after_ticks
     }
 
@@ -218,6 +237,7 @@ impl Replica {
         self.rest.is_asleep = true;
         self.rest.offer = None;
         self.rest.patience = 0;
+        self.rest.is_hurried = false;
         self.lease_until = Time(0);
         self.served = 0;
         self.requests_per_s = 0;
@@ -279,6 +299,8 @@ impl Replica {
 
 /// Heartbeats are held back this long for an offer: shorter, with the last heartbeat before it, than any election timeout.
 const OFFER_TICKS: u32 = 6;
+/// Quiet ticks after which a leader sleeps that was woken only to lead.
+const HURRIED_TICKS: u32 = 2;
 /// After an offer that not all have accepted it is quiet this much shorter: the next offer comes about then.
 const OFFER_AGAIN_TICKS: u32 = 8;
 /// Entries that a sleeping leader keeps in memory.

@@ -578,15 +578,13 @@ impl Replica {
 
     /// Queues a command for the next entry.
     pub fn propose(&mut self, command: Command, waiting: Waiting) {
-        self.stir();
-        self.served += 1;
+        self.serve();
         self.queue.push((command, waiting));
     }
 
     /// A read at the leader: answered at once where the lease allows (`Ok` with the lease's end), or queued.
     pub fn read(&mut self, now: Time, lease_allowed: bool, read: Read) -> Option<(Read, Time)> {
-        self.stir();
-        self.served += 1;
+        self.serve();
         // Whoever waits for changes asks again and again, and can wait for a round: no lease is kept up for it.
         if !matches!(read.request, Request::Changes { .. }) {
             self.last_read = now;
