@@ -194,6 +194,11 @@ fn entities_and_lists() {
 }
 
 #[test]
+fn changes_and_history() {
+    Place::with_cluster().check("watch.txt");
+}
+
+#[test]
 fn a_cluster_in_trouble() {
     Place::with_cluster().check("trouble.txt");
 }
