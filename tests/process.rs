@@ -12,7 +12,7 @@ use isx::ctl::dev::{NewNode, init};
 use isx::protocol::error::Code;
 use isx::protocol::id::{NodeId, RequestId, ShardId};
 use isx::protocol::key::Position;
-use isx::protocol::op::{Goal, NodeChange, OpState};
+use isx::protocol::op::{Goal, NodeChange, OpState, Pace, Settings};
 use isx::protocol::request::{Change, Condition, NodeStatus, Request, Response, Write};
 use isx::protocol::shard_map::{MapView, Membership, NodeInfo, ShardDescriptor};
 use isx::security::ca::{JoinLine, Pin};
@@ -445,6 +445,7 @@ impl Cluster {
 /// Starts an operation and waits until it is done.
 async fn operate(client: &Client, goal: Goal) {
     let request = Request::StartOp {
+        protect_p99_us: None,
         goal: goal.clone(),
         pace: None,
         because: String::new(),
@@ -532,6 +533,154 @@ fn a_cluster_grows_moves_merges_and_shrinks_under_load() {
         let known = load.finish().await;
         check(&client, &known).await;
     });
+}
+
+/// What is staged on a node that is getting a copy. Unit: bytes.
+fn staged(cluster: &Cluster, name: &str) -> u64 {
+    let dir = cluster.dir.path().join("c").join(name).join("data/staging");
+    let Ok(entries) = std::fs::read_dir(dir) else { return 0 };
+    entries
+        .flatten()
+        .filter_map(|entry| Some(entry.metadata().ok()?.len()))
+        .sum()
+}
+
+async fn staged_over(cluster: &Cluster, name: &str, bytes: u64) {
+    let began = Instant::now();
+    while staged(cluster, name) < bytes {
+        assert!(
+            began.elapsed() < PATIENCE,
+            "{} bytes staged on {name}",
+            staged(cluster, name)
+        );
+        sleep(Duration::from_millis(10)).await;
+    }
+}
+
+#[test]
+fn a_copy_goes_on_after_its_receiver_and_its_sender_were_killed() {
+    const DOCUMENTS: usize = 480;
+    const MIB: u64 = 1 << 20;
+    test(async {
+        let mut cluster = Cluster::start();
+        let client = cluster.client().await;
+        let settings = Settings {
+            auto_rebalance: false,
+            auto_split: false,
+            ..Settings::default()
+        };
+        let id = RequestId::random();
+        client
+            .request(Request::SetSettings { settings, id })
+            .await
+            .expect("set");
+        let four = cluster.join(&client, "n4").await;
+        // Thirty mebibytes in one shard.
+        for n in 0..DOCUMENTS {
+            let text = char::from(b'a' + (n % 26) as u8).to_string().repeat(64 << 10);
+            let document = format!(r#"{{"n":{n},"text":"{text}"}}"#);
+            client
+                .put("campaign", &format!("c-{n:04}"), document)
+                .await
+                .expect("put");
+        }
+        let map = client.map().await.expect("a map");
+        let first = Position::new("campaign", "c-0000");
+        let shard = map.shards.iter().find(|shard| shard.range.contains(&first));
+        let shard = shard.expect("some shard holds it").clone();
+        let led = |map: &MapView| {
+            map.leaders
+                .iter()
+                .find(|(id, ..)| *id == shard.id)
+                .map(|leader| leader.2)
+        };
+        let leader = led(&map).expect("it has a leader");
+        let from = shard
+            .replicas
+            .iter()
+            .map(|replica| replica.node)
+            .find(|node| *node != leader);
+        let goal = Goal::Move {
+            shard: shard.id,
+            from: from.expect("three copies"),
+            to: four,
+        };
+        let request = Request::StartOp {
+            goal: goal.clone(),
+            pace: Some(Pace::Gentle),
+            protect_p99_us: None,
+            because: String::new(),
+            dry_run: false,
+            id: RequestId::random(),
+        };
+        client.request(request).await.expect("started");
+
+        staged_over(&cluster, "n4", 8 * MIB).await;
+        cluster.kill(3);
+        let kept = staged(&cluster, "n4");
+        cluster.run(3);
+        staged_over(&cluster, "n4", kept + 4 * MIB).await;
+        let map = client.map().await.expect("a map");
+        let sender = led(&map).unwrap_or(leader);
+        let kept = staged(&cluster, "n4");
+        assert!(kept < 30 * MIB, "it was over before its sender was killed");
+        cluster.kill(sender.0 as usize - 1);
+        cluster.run(sender.0 as usize - 1);
+        operate(&client, goal).await;
+
+        // What the last sender says: most of it was there.
+        let mut told = None;
+        for n in 1..=3 {
+            let log = std::fs::read_to_string(cluster.dir.path().join(format!("c/n{n}/log"))).expect("a log");
+            let line = log
+                .lines()
+                .rfind(|line| line.contains("delivered: ") && line.contains("bytes sent in"));
+            told = line.map(str::to_owned).or(told);
+        }
+        let told = told.expect("somebody delivered the copy");
+        let number = |behind: &str| -> u64 {
+            let rest = told.split(behind).nth(1).expect("it says so").trim_start();
+            let digits = rest.split(|c: char| !c.is_ascii_digit()).next();
+            digits.and_then(|digits| digits.parse().ok()).expect("a number")
+        };
+        let (all, sent) = (number("delivered: "), number("were there already; "));
+        assert!(all >= 30 * MIB, "{told}");
+        assert!(
+            sent + kept / 2 < all,
+            "{kept} bytes were staged when the sender died: {told}"
+        );
+
+        // Its own rows answer.
+        let lead = Request::TransferLeader {
+            shard: shard.id,
+            to: four,
+        };
+        client.request(lead).await.expect("handed over");
+        let began = Instant::now();
+        while led(&client
+            .ask(four, Request::Map)
+            .await
+            .map_or_else(|_| MapView::default(), map_of))
+            != Some(four)
+        {
+            assert!(began.elapsed() < PATIENCE, "n4 does not lead");
+            sleep(Duration::from_millis(50)).await;
+        }
+        for n in 0..DOCUMENTS {
+            let found = client.get("campaign", &format!("c-{n:04}")).await.expect("an answer");
+            let document = found.expect("it is there").document;
+            assert!(document.starts_with(format!(r#"{{"n":{n},"#).as_bytes()), "c-{n:04}");
+            assert!(document.len() > 64 << 10);
+        }
+        assert_eq!(staged(&cluster, "n4"), 0, "what was staged is gone");
+    });
+}
+
+fn map_of(response: Response) -> MapView {
+    match response {
+        Response::Map(map) => map,
+        other => panic!("no map: {other:?}"),
+    }
 }
 
 /// A connection to the first node with the operator's certificate, and no hello yet.

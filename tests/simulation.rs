@@ -96,12 +96,14 @@ fn agrees_under_faults_then_recovers() {
     let reports = reports.into_inner().unwrap();
     let sum = |f: fn(&Report) -> u64| reports.iter().map(f).sum::<u64>();
     println!(
-        "{} seeds of {secs} s: {} events, {} faults, {} elections, {} snapshots, {} shards; {} changes of replicas, {} freezes, {} merges, {} thaws, {} copies destroyed; {} messages between entities; requests answered {}, failed {}, unknown {}; {} changes followed, {} of them after a gap",
+        "{} seeds of {secs} s: {} events, {} faults, {} elections, {} snapshots ({} chunks sent, {} kept), {} shards; {} changes of replicas, {} freezes, {} merges, {} thaws, {} copies destroyed; {} messages between entities; requests answered {}, failed {}, unknown {}; {} changes followed, {} of them after a gap",
         reports.len(),
         sum(|r| r.events),
         sum(|r| r.faults),
         sum(|r| r.elections),
         sum(|r| r.snapshots),
+        sum(|r| r.chunks[0]),
+        sum(|r| r.chunks[1]),
         sum(|r| r.shards as u64),
         sum(|r| r.operations[0] as u64),
         sum(|r| r.operations[1] as u64),
@@ -138,6 +140,7 @@ fn finds(bug: Bug, plan: Plan, properties: &[Property]) {
 
 fn finds_among(bug: Bug, plan: Plan, nodes: usize, properties: &[Property]) {
     let seeds = variable("ISX_SIM_BUG_SEEDS", 30);
+    let (mut snapshots, mut kept) = (0, 0);
     for seed in 1..=seeds {
         let options = Options {
             bug,
@@ -147,7 +150,10 @@ fn finds_among(bug: Bug, plan: Plan, nodes: usize, properties: &[Property]) {
             ..options(seed, 30)
         };
         match outcome(&options) {
-            Ok(_) => {}
+            Ok(report) => {
+                snapshots += report.snapshots;
+                kept += report.chunks[1];
+            }
             Err((Some(property), text)) if properties.contains(&property) => {
                 println!("{bug:?} was found after {seed} seeds:\n{text}");
                 return;
@@ -159,7 +165,7 @@ fn finds_among(bug: Bug, plan: Plan, nodes: usize, properties: &[Property]) {
             Err((_, text)) => panic!("{bug:?} broke something else: {text}"),
         }
     }
-    panic!("{seeds} seeds did not notice {bug:?}");
+    panic!("{seeds} seeds with {snapshots} snapshots ({kept} chunks kept) did not notice {bug:?}");
 }
 
 /// A planted bug: the log thread reports a write as synced when it has only begun.

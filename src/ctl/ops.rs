@@ -29,12 +29,30 @@ pub struct OpStart {
     /// How fast copies are made
     #[arg(long, value_enum)]
     pub pace: Option<PaceArg>,
+    /// Slow copies down while writes take longer, such as p99=15ms
+    #[arg(long, value_parser = protect_of, value_name = "p99=SPAN")]
+    pub protect: Option<Protect>,
     /// Why, for those who ask later
     #[arg(long, value_name = "TEXT", default_value = "")]
     pub because: String,
     /// Stop watching after this long, with exit 8; the operation goes on
     #[arg(long, value_parser = span_of, value_name = "SPAN")]
     pub wait_for: Option<Duration>,
+}
+
+/// The longest that ninety-nine of a hundred writes may take while copies are made. Unit: us.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Protect(pub u64);
+
+/// `p99=15ms`.
+fn protect_of(text: &str) -> Result<Protect, String> {
+    let limit = text.strip_prefix("p99=");
+    let limit = limit.ok_or_else(|| format!("`{text}` is no limit such as p99=15ms"))?;
+    let us = span_of(limit)?.as_micros() as u64;
+    if !PROTECT_US.contains(&us) {
+        return Err(format!("{limit} is not from 1ms to 60s"));
+    }
+    Ok(Protect(us))
 }
 
 /// See [`Pace`].
@@ -317,6 +335,9 @@ pub struct SettingArgs {
     /// How fast copies are made where the operation does not say
     #[arg(long, value_enum)]
     pace: Option<PaceArg>,
+    /// Slow copies down while ninety-nine of a hundred writes take longer than this; 0: never
+    #[arg(long, value_parser = span_of, value_name = "SPAN")]
+    protect_p99: Option<Duration>,
     /// Split and merge shards without being asked
     #[arg(long, value_name = "BOOL")]
     auto_split: Option<bool>,
@@ -558,6 +579,8 @@ pub(super) async fn change_settings(env: &Environment, args: &SettingArgs) -> En
     after.disk_limit_percent = args.disk_limit.unwrap_or(after.disk_limit_percent);
     after.hysteresis_percent = args.hysteresis.unwrap_or(after.hysteresis_percent);
     after.pace = args.pace.map_or(after.pace, Into::into);
+    let us = |span: Duration| span.as_micros() as u64;
+    after.protect_p99_us = args.protect_p99.map_or(after.protect_p99_us, us);
     after.auto_split = args.auto_split.unwrap_or(after.auto_split);
     after.auto_rebalance = args.auto_rebalance.unwrap_or(after.auto_rebalance);
     set_settings(&client, after.clone()).await?;
@@ -692,6 +715,7 @@ async fn plan(client: &Client, goal: Goal, pace: Option<Pace>, because: &str) ->
     let request = Request::StartOp {
         goal,
         pace,
+        protect_p99_us: None,
         because: because.to_owned(),
         dry_run: true,
         id: RequestId::random(),
@@ -713,6 +737,7 @@ async fn run_op(env: &Environment, client: &Client, goal: Goal, start: &OpStart,
     let request = Request::StartOp {
         goal,
         pace,
+        protect_p99_us: start.protect.map(|Protect(us)| us),
         because: start.because.clone(),
         dry_run: false,
         id: RequestId::random(),
@@ -858,7 +883,8 @@ fn view_json(shown: &OpView) -> Value {
         "goal": op.goal, "state": op.state.to_string(), "pace": op.pace.to_string(), "by": op.by, "because": op.because,
         "created": timestamp(op.created_ms), "ended": (op.ended_ms > 0).then(|| timestamp(op.ended_ms)),
         "result": op.result, "done": shown.done, "total": shown.total, "doneBytes": shown.done_bytes,
-        "totalBytes": shown.total_bytes, "bytesPerSecond": shown.bytes_per_second, "etaSeconds": shown.eta_s,
+        "totalBytes": shown.total_bytes, "bytesPerSecond": shown.bytes_per_second,
+        "bytesPerSecond10m": shown.bytes_per_second_10m, "protectP99Us": op.protect_p99_us, "etaSeconds": shown.eta_s,
         "limitedBy": shown.limited_by, "steps": shown.steps, "blocked": shown.blocked,
         "blockedCount": shown.blocked.len(),
         "tolerance": {"now": shown.tolerance.0, "lowest": shown.tolerance.1, "after": shown.tolerance.2},
@@ -939,6 +965,10 @@ fn show(env: &Environment, shown: &OpView) -> Ended {
         text += &format!(", {} of {}", size(shown.done_bytes), size(shown.total_bytes));
     }
     text += &format!("   eta {}\n", eta(shown));
+    if shown.bytes_per_second_10m > 0 {
+        let (now, long) = (size(shown.bytes_per_second), size(shown.bytes_per_second_10m));
+        text += &format!("speed     {now}/s over the last minute, {long}/s over the last ten\n");
+    }
     if !op.state.is_over() {
         let (now, lowest, after) = shown.tolerance;
         text += &format!("tolerance nodes that may be lost: {now} now, {lowest} at the lowest, {after} afterwards\n");
@@ -971,6 +1001,13 @@ fn rows(settings: &Settings) -> Vec<(&'static str, String)> {
         ("hysteresis", format!("{} %", settings.hysteresis_percent)),
         ("cooldown", span(settings.cooldown_ms)),
         ("pace", settings.pace.to_string()),
+        (
+            "protect-p99",
+            match settings.protect_p99_us {
+                0 => "off".to_owned(),
+                us => format!("{} ms", us.div_ceil(1_000)),
+            },
+        ),
         ("auto-rebalance", settings.auto_rebalance.to_string()),
         ("auto-split", settings.auto_split.to_string()),
     ]
@@ -1012,6 +1049,8 @@ fn bytes_of(text: &str) -> Result<u64, String> {
         .ok_or_else(|| format!("`{text}` is too much"))
 }
 
+/// What may be asked of the slowest writes. Unit: us.
+const PROTECT_US: std::ops::RangeInclusive<u64> = 1_000..=60_000_000;
 const LOOK_EVERY: Duration = Duration::from_millis(400);
 /// How long the directory may be without a leader before a watcher gives up.
 const PATIENCE: Duration = Duration::from_secs(30);

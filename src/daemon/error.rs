@@ -121,7 +121,9 @@ fn of_open(error: &OpenError) -> u8 {
         | OpenError::Swapped { .. }
         | OpenError::Format { .. }
         | OpenError::LogBehind { .. } => exit::CONFIG,
-        OpenError::Damaged { .. } | OpenError::Row { .. } | OpenError::Create { .. } => exit::DISK,
+        OpenError::Damaged { .. } | OpenError::Row { .. } | OpenError::Create { .. } | OpenError::Install { .. } => {
+            exit::DISK
+        }
     }
 }
 

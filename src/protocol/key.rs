@@ -168,12 +168,21 @@ impl KeyRange {
         }
     }
 
-    /// Where the rows of the range's entities lie, first and last excluded, in key order: their work, then all else.
+    /// Where the rows of the range's entities lie, first and last excluded: their work, then all else.
     pub fn row_ranges(&self) -> [(Bytes, Bytes); 2] {
         [
             (work_start(&self.start), work_start(&self.end)),
             (self.start.0.clone(), self.end.0.clone()),
         ]
+    }
+
+    /// The same in key order, without empty ones.
+    pub fn row_ranges_sorted(&self) -> Vec<(Bytes, Bytes)> {
+        let mut ranges = Vec::from(self.row_ranges());
+        ranges.retain(|(start, end)| start < end);
+        // The directory's rows lie before everybody's work.
+        ranges.sort();
+        ranges
     }
 
     /// The service the range belongs to.

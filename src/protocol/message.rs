@@ -4,6 +4,7 @@ use raft::eraftpb;
 use serde::{Deserialize, Serialize};
 
 use super::id::{Epoch, NodeId, ReplicaId, ShardId};
+use super::op::Pace;
 use super::parcel::{Parcel, Receipt};
 use super::request::{Request, Response, RouteHint};
 use super::schema::bundle::Bundle;
@@ -156,8 +157,43 @@ pub struct Report {
     pub news: Vec<ShardDescriptor>,
     /// How much there is of what it leads; only to the node that leads the directory.
     pub load: Option<Load>,
+    /// How long writes take that it leads.
+    pub writes: WriteLatency,
+    /// How fast its copies may leave now. Unit: bytes per second.
+    pub copy_rate: u64,
+    /// What the operators want of copies; only from the node that leads the directory.
+    pub copies: Option<CopyRules>,
     /// Shards whose freeze its copy has applied, and the epoch since which they are frozen.
     pub frozen: Vec<(ShardId, Epoch)>,
+}
+
+/// How long writes took over the last seconds, from their proposal to their end.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct WriteLatency {
+    /// Ninety-nine of a hundred took at most this long. Unit: us.
+    pub p99_us: u64,
+    /// How many there were.
+    pub count: u64,
+}
+
+/// How fast copies are made, and what they must leave alone.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CopyRules {
+    /// The fastest that is asked for.
+    pub pace: Pace,
+    /// Copies slow down while writes take longer than this, 0: never. Unit: us.
+    pub protect_p99_us: u64,
+}
+
+/// A copy on its way.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CopyProgress {
+    /// Of which shard.
+    pub shard: ShardId,
+    /// Whom it is for.
+    pub to: NodeId,
+    /// Covered so far. Unit: bytes.
+    pub bytes: u64,
 }
 
 /// How much a node holds and serves.
@@ -169,6 +205,8 @@ pub struct Load {
     pub disk_free: u64,
     /// The shards that it leads.
     pub shards: Vec<ShardLoad>,
+    /// Copies that it is sending.
+    pub copies: Vec<CopyProgress>,
 }
 
 /// How much there is of one shard, as its leader sees it.
@@ -201,7 +239,7 @@ pub struct RaftMessage {
     pub message: eraftpb::Message,
 }
 
-/// What precedes the rows of a snapshot on its stream.
+/// What precedes the chunks of a snapshot on its stream.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct SnapshotHeader {
     /// `MsgSnapshot`, its `Snapshot.data` holding a postcard `SnapshotManifest`.
@@ -228,17 +266,76 @@ pub struct SnapshotManifest {
 /// A row of a snapshot: key and value as the state file holds them.
 pub type Row = (Bytes, Bytes);
 
-/// On a snapshot's stream, after the header.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+/// A hash that tells contents of a chunk apart: the first half of SHA-256 over its bounds and rows.
+pub type ChunkHash = [u8; 16];
+
+/// A chunk that the receiver of a snapshot has from an earlier attempt, or has just been told to keep: all rows with
+/// `from <= key < to`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ChunkMark {
+    /// First key that it covers.
+    pub from: Bytes,
+    /// First key behind.
+    pub to: Bytes,
+    /// Of its content.
+    pub hash: ChunkHash,
+    /// CRC-32C of each of its rows, key and value, in key order: where the hash differs they say which rows the receiver
+    /// has all the same. Empty in a [`SnapshotPart::Kept`].
+    pub rows: Vec<u32>,
+}
+
+/// What the receiver says on a snapshot's stream.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum SnapshotReply {
+    /// It takes part, and is not ready yet.
+    Wait,
+    /// Chunks that it has, in key order.
+    Marks(Vec<ChunkMark>),
+    /// No more of them.
+    MarksEnd,
+    /// Everything has arrived, is whole and on its disk.
+    Whole,
+    /// Not taken, and why.
+    Refused(String),
+}
+
+/// What the sender says on a snapshot's stream, after the header. The chunks of a snapshot follow on each other: each
+/// begins where the one before ended, the first at the range's start, the last ends at its end.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub enum SnapshotPart {
-    /// Some rows, in key order.
-    Rows(Vec<Row>),
-    /// No more rows; how many there were, and the CRC-32C over all keys and values in order.
+    /// The receiver has this chunk as it should be.
+    Kept(ChunkMark),
+    /// A chunk that it has not, or not like this.
+    Chunk {
+        /// First key that it covers.
+        from: Bytes,
+        /// First key behind.
+        to: Bytes,
+        /// Of its content when put together.
+        hash: ChunkHash,
+        /// Its rows, in key order.
+        pieces: Vec<ChunkPiece>,
+    },
+    /// No more chunks.
     End {
-        /// Rows sent.
+        /// How many there were.
+        chunks: u64,
+        /// Rows in them.
         rows: u64,
-        /// Checksum over them.
-        checksum: u32,
+    },
+}
+
+/// Rows of a chunk.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum ChunkPiece {
+    /// These.
+    Rows(Vec<Row>),
+    /// Rows that the receiver's chunk with these bounds has: by their place in it.
+    Have {
+        /// The first.
+        first: u32,
+        /// How many.
+        count: u32,
     },
 }
 

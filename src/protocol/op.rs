@@ -229,6 +229,8 @@ pub struct Op {
     pub goal: Goal,
     /// How fast.
     pub pace: Pace,
+    /// Copies slow down while writes take longer than this (p99), 0: the settings say. Unit: us.
+    pub protect_p99_us: u64,
     /// Where it stands.
     pub state: OpState,
     /// Who started it: the name in a certificate, or `isx` by itself.
@@ -306,6 +308,8 @@ pub struct OpView {
     pub total_bytes: u64,
     /// Copied over the last minute. Unit: bytes per second.
     pub bytes_per_second: u64,
+    /// Copied over the last ten minutes. Unit: bytes per second.
+    pub bytes_per_second_10m: u64,
     /// How much longer it takes, least and most; absent while nothing is known. Unit: s.
     pub eta_s: Option<(u64, u64)>,
     /// What limits it, in a few words.
@@ -385,6 +389,8 @@ pub struct Settings {
     pub cooldown_ms: u64,
     /// How fast copies are made where the operation does not say.
     pub pace: Pace,
+    /// Copies slow down while writes take longer than this (p99), 0: never. Unit: us.
+    pub protect_p99_us: u64,
     /// Spread copies and leaderships without being asked.
     pub auto_rebalance: bool,
     /// Split and merge shards without being asked.
@@ -399,6 +405,7 @@ impl Default for Settings {
             hysteresis_percent: 5,
             cooldown_ms: 600_000,
             pace: Pace::Normal,
+            protect_p99_us: 0,
             auto_rebalance: true,
             auto_split: true,
         }

@@ -200,6 +200,8 @@ pub enum Request {
         goal: Goal,
         /// How fast; the cluster's setting where absent.
         pace: Option<Pace>,
+        /// Copies slow down while writes take longer than this (p99); the settings' limit where it is not given. Unit: us.
+        protect_p99_us: Option<u64>,
         /// Why, for those who ask later.
         because: String,
         /// Check and show, change nothing; answered with `Response::Ops`.

@@ -4,7 +4,7 @@
 //! that it may leave. A driver therefore never decides about order.
 use super::event::Event;
 use super::input::SessionId;
-use super::state::{Install, LogBatch, LogSeq, ReplicaMeta};
+use super::state::{Install, LogBatch, LogSeq, ReplicaMeta, StagedCopy};
 use super::time::Time;
 use crate::protocol::id::{NodeId, ShardId};
 use crate::protocol::key::KeyRange;
@@ -51,6 +51,8 @@ pub enum Effect {
     /// Drop the memtable's rows in these ranges now, then replace the replica on disk (after any checkpoint under way),
     /// then `Input::Installed`.
     Install(Box<Install>),
+    /// The snapshot is not wanted now; what is staged of it may serve the next attempt.
+    Unstage(StagedCopy),
     /// Stream the rows of the range, exactly as they are now, to a peer; then `Input::SnapshotSent`.
     SendSnapshot {
         /// Whom.
@@ -59,6 +61,8 @@ pub enum Effect {
         header: Box<SnapshotHeader>,
         /// Which rows.
         range: KeyRange,
+        /// To be named in what is said of it.
+        attempt: u64,
     },
     /// Read the slice that `State::keep` has kept, on another thread, then `Input::Hashed`.
     HashSlice {

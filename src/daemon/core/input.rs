@@ -1,7 +1,5 @@
 //! What happens to a node.
-use bytes::Bytes;
-
-use super::state::LogSeq;
+use super::state::{LogSeq, StagedCopy};
 use crate::protocol::id::{NodeId, ShardId};
 use crate::protocol::message::{Message, Principal, RaftMessage, SliceSum};
 use crate::protocol::request::Request;
@@ -47,14 +45,26 @@ pub enum Input {
         /// The shard.
         shard: ShardId,
     },
-    /// A whole snapshot arrived and its checksum is right.
+    /// A whole snapshot arrived and lies staged on the disk. `Effect::Install` or `Effect::Unstage` follows in the same
+    /// step.
     SnapshotReceived {
         /// Who sent it.
         from: NodeId,
         /// `MsgSnapshot`.
         raft: Box<RaftMessage>,
-        /// All rows, in key order.
-        rows: Vec<(Bytes, Bytes)>,
+        /// Where its rows are.
+        copy: StagedCopy,
+    },
+    /// A snapshot on its way out goes on.
+    SnapshotProgress {
+        /// Whom it is for.
+        to: NodeId,
+        /// Which shard.
+        shard: ShardId,
+        /// Which attempt.
+        attempt: u64,
+        /// Covered so far, what the receiver had included. Unit: bytes of keys and values.
+        bytes: u64,
     },
     /// A snapshot left, or did not.
     SnapshotSent {
@@ -62,6 +72,8 @@ pub enum Input {
         to: NodeId,
         /// Which shard.
         shard: ShardId,
+        /// Which attempt: word of an earlier one must not end its successor.
+        attempt: u64,
         /// Whether the peer has confirmed it whole.
         delivered: bool,
     },

@@ -30,6 +30,8 @@ pub const UNCOMMITTED_BYTES_MAX: u64 = 64 << 20;
 pub const APPLY_BYTES_MAX: u64 = 8 << 20;
 /// Log kept in memory per replica for followers that are behind; one further behind gets a snapshot. Unit: bytes.
 pub const LOG_TAIL_BYTES_MAX: usize = 16 << 20;
+/// Log kept in memory per replica for a follower that is getting a snapshot, which may take minutes. Unit: bytes.
+pub const FOLLOWED_LOG_BYTES_MAX: usize = 256 << 20;
 /// Log kept in memory per replica. Unit: entries.
 pub const LOG_TAIL_ENTRIES_MAX: usize = 20_000;
 /// A replica this far behind the commit counts as caught up. Unit: entries.

@@ -11,6 +11,7 @@ pub mod effect;
 pub mod entity;
 pub mod event;
 pub mod input;
+pub mod latency;
 pub mod ledger;
 pub mod limits;
 pub mod node;

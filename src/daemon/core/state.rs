@@ -9,6 +9,7 @@ use serde::{Deserialize, Serialize};
 use super::verify::Slice;
 use crate::protocol::id::{ClusterId, NodeId, ReplicaId, ShardId};
 use crate::protocol::key::KeyRange;
+use crate::protocol::message::ChunkHash;
 use crate::protocol::schema::bundle::Bundle;
 use crate::protocol::shard_map::ShardDescriptor;
 
@@ -133,7 +134,24 @@ pub struct StoreIdentity {
     pub store_id: u128,
 }
 
-/// A whole replica to be written in place of whatever the range holds, in one transaction with its meta.
+/// A whole snapshot that lies in the store's staging area: names it, and says what was there when it was whole.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct StagedCopy {
+    /// Of which shard.
+    pub shard: ShardId,
+    /// For which replica.
+    pub replica: ReplicaId,
+    /// Chunks.
+    pub chunks: u64,
+    /// Rows in them.
+    pub rows: u64,
+    /// Size of the chunks as staged. Unit: bytes.
+    pub bytes: u64,
+    /// Over the hashes of all chunks, in order.
+    pub digest: ChunkHash,
+}
+
+/// A whole replica to be written in place of whatever the range holds. After a crash it is there whole or not at all.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Install {
     /// The replica. Where it is destroyed its range is empty, and what is to be cleared is in `clear`.
@@ -142,6 +160,6 @@ pub struct Install {
     pub also: Vec<ReplicaMeta>,
     /// Rows outside the new range that belonged to the replica before go too.
     pub clear: Vec<KeyRange>,
-    /// All rows, in key order.
-    pub rows: Vec<(Bytes, Bytes)>,
+    /// Where the rows are; none for a replica that is destroyed.
+    pub rows: Option<StagedCopy>,
 }

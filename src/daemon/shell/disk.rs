@@ -4,8 +4,9 @@
 //! The log thread takes everything that has queued up since its last commit into one: batches form while the previous
 //! sync is under way. A write that fails is the end of the node: what a failed sync left on disk can't be known, so it
 //! must not be tried again.
+use std::collections::VecDeque;
 use std::sync::Arc;
-use std::sync::mpsc::{Receiver, Sender, channel};
+use std::sync::mpsc::{Receiver, Sender, TryRecvError, channel};
 use std::thread::JoinHandle;
 
 use super::inbox::{Inbox, Report};
@@ -162,12 +163,31 @@ fn write_state(mut state: StateWriter, jobs: &Receiver<StateJob>, reports: &Repo
     if let Err(error) = rustix::process::nice(CHECKPOINT_NICENESS) {
         tracing::debug!("checkpoints run at full priority: {error}");
     }
-    while let Ok(job) = jobs.recv() {
-        let report = match job {
-            StateJob::Checkpoint(job) => DiskReport::Checkpointed(state.checkpoint(job)?),
-            StateJob::Install(shard, job) => DiskReport::Installed(shard, state.install(job)?),
+    let mut installs: VecDeque<(ShardId, InstallJob)> = VecDeque::new();
+    let mut is_closed = false;
+    while !is_closed || !installs.is_empty() {
+        // Between two pieces of an install a checkpoint may be written: others' memtables must not wait for it.
+        let job = if installs.is_empty() {
+            jobs.recv().map_err(|_| TryRecvError::Disconnected)
+        } else {
+            jobs.try_recv()
         };
-        reports.push(report);
+        match job {
+            Ok(StateJob::Checkpoint(job)) => reports.push(DiskReport::Checkpointed(state.checkpoint(job)?)),
+            Ok(StateJob::Install(shard, job)) => {
+                installs.push_back((shard, job));
+                continue;
+            }
+            Err(TryRecvError::Empty) => {}
+            Err(TryRecvError::Disconnected) => is_closed = true,
+        }
+        if let Some((shard, job)) = installs.front_mut() {
+            let shard = *shard;
+            if let Some(trim) = state.install(job)? {
+                installs.pop_front();
+                reports.push(DiskReport::Installed(shard, trim));
+            }
+        }
     }
     Ok(())
 }

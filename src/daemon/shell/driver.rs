@@ -19,6 +19,7 @@ use super::inbox::Report;
 use super::join::{INTERNAL, Intercepted, Joins};
 use super::notify::Notifier;
 use super::peers::Link;
+use super::snapshots::ToSend;
 use super::telemetry::{count, tell};
 use super::{Shared, StopReason, clock, snapshots};
 use crate::daemon::core::effect::Effect;
@@ -134,6 +135,7 @@ impl Driver {
                 self.tell_disk_space(clock);
             }
             self.node.settle(clock, &mut self.store, &mut self.effects);
+            self.shared.copy_pace.set(self.node.copy_rate());
             self.drain();
             if now >= members_due {
                 members_due = now + MEMBERS_EVERY;
@@ -269,6 +271,8 @@ impl Driver {
     }
 
     fn tell_disk_space(&mut self, clock: Clock) {
+        let staging = self.shared.staging.clone();
+        tokio::task::spawn_blocking(move || staging.sweep(snapshots::STAGED_FOR));
         match rustix::fs::statvfs(&self.shared.data_dir) {
             Ok(stat) => {
                 let input = Input::DiskSpace {
@@ -334,8 +338,24 @@ impl Driver {
                     let job = self.store.install(*install);
                     self.disk.install(shard, job);
                 }
-                Effect::SendSnapshot { to, header, range } => match self.store.snapshot(&range) {
-                    Ok(rows) => snapshots::send(&self.shared, self.links.get(&to).cloned(), to, *header, rows),
+                Effect::Unstage(copy) => self.shared.staging.release(&copy),
+                Effect::SendSnapshot {
+                    to,
+                    header,
+                    range,
+                    attempt,
+                } => match self.store.snapshot(&range) {
+                    Ok(rows) => {
+                        let header = *header;
+                        let what = ToSend {
+                            to,
+                            header,
+                            range,
+                            attempt,
+                            rows,
+                        };
+                        snapshots::send(&self.shared, self.links.get(&to).cloned(), what);
+                    }
                     Err(error) => {
                         self.ended = Some(StopReason::Disk(format!("reading {range} failed: {error}")));
                     }

@@ -19,6 +19,7 @@ mod enroll;
 mod inbox;
 mod join;
 mod notify;
+mod pace;
 mod peers;
 mod quic;
 mod shutdown;
@@ -46,6 +47,7 @@ use self::driver::Driver;
 use self::inbox::{Inbox, Report};
 use self::join::Joins;
 use self::notify::Notifier;
+use self::pace::CopyPace;
 use self::peers::Peers;
 use self::quic::Close;
 use self::shutdown::Signals;
@@ -54,8 +56,9 @@ use super::config::Config;
 use super::core::limits::{CHECKPOINT_EVERY, CLOSE_SESSIONS_AFTER, LOG_TAIL_ENTRIES_MAX, SCRUB_EVERY, VERIFY_EVERY};
 use super::core::node::{Hibernation, Node, NodeConfig, PlantedBug};
 use super::core::state::StateError;
-use super::store::{self, OpenError, StoreIdentityCheck};
+use super::store::{self, OpenError, Staging, StoreIdentityCheck};
 use crate::protocol::id::{ClusterId, NodeId};
+use crate::protocol::op::Pace;
 use crate::security::ca::{Authority, CaError, FileError, read_key};
 use crate::security::tls::{PeerNames, TlsError, client_config, server_config};
 
@@ -241,6 +244,8 @@ pub(crate) struct Shared {
     counters: Arc<Counters>,
     sending: Semaphore,
     receiving: Semaphore,
+    staging: Arc<Staging>,
+    copy_pace: CopyPace,
 }
 
 type Started = Result<(Arc<Inbox>, SocketAddr), StartError>;
@@ -390,6 +395,8 @@ fn start(config: &Config, surroundings: Surroundings) -> Result<(Arc<Shared>, Dr
         counters,
         sending: Semaphore::new(snapshots::SENDING_MAX),
         receiving: Semaphore::new(snapshots::RECEIVING_MAX),
+        staging: store.staging().clone(),
+        copy_pace: CopyPace::new(Pace::Normal.bytes_per_second()),
     });
     shared.peers.learn(&shared, config.founders.iter());
     let address = shared.endpoint.local_addr().map_err(system("the socket's address"))?;

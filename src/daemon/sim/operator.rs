@@ -159,6 +159,7 @@ fn choose_op(
     Request::StartOp {
         goal,
         pace: None,
+        protect_p99_us: None,
         because: String::new(),
         dry_run: false,
         id,

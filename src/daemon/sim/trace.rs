@@ -127,6 +127,7 @@ impl Trace {
             Effect::SendSnapshot { to, header, .. } => numbers[1..4].copy_from_slice(&[6, to.0, header.raft.shard.0]),
             Effect::HashSlice { shard, index } => numbers[1..4].copy_from_slice(&[10, shard.0, *index]),
             Effect::Event(_) => numbers[1] = 7,
+            Effect::Unstage(copy) => numbers[1..4].copy_from_slice(&[10, copy.shard.0, copy.rows]),
             Effect::Stopped => numbers[1] = 8,
             Effect::Halt { .. } => numbers[1] = 9,
         }
@@ -162,8 +163,9 @@ impl fmt::Display for Brief<'_> {
                 "{} install at {}, {} rows",
                 install.meta.shard.id,
                 install.meta.applied,
-                install.rows.len()
+                install.rows.as_ref().map_or(0, |copy| copy.rows)
             ),
+            Effect::Unstage(copy) => write!(f, "{} snapshot not wanted, {} rows", copy.shard, copy.rows),
             Effect::SendSnapshot { to, header, .. } => write!(f, "-> {to} {}", BriefRaft(&header.raft)),
             Effect::HashSlice { shard, index } => write!(f, "{shard} sums up a slice as of {index}"),
             Effect::Event(event) => write!(f, "{event}"),

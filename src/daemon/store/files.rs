@@ -7,6 +7,7 @@ use std::sync::Arc;
 use redb::{Database, DatabaseError, StorageError};
 
 use super::open::{self, Files, Opened, StoreIdentityCheck, owner};
+use super::staging::Area;
 use super::tables::{File, guarded};
 use super::{FileKind, OpenError};
 
@@ -46,7 +47,7 @@ pub fn open_telling(
         (false, true) => return Err(half(dir, FileKind::State, FileKind::Log)),
     }
     let log_file = open_file(&log, FileKind::Log, progress.clone())?;
-    let state_file = open_file(&state, FileKind::State, progress)?;
+    let state_file = open_file(&state, FileKind::State, progress.clone())?;
     let (log_path, state_path) = (log.clone(), state.clone());
     let size = |path: &Path| fs::metadata(path).map_or(0, |found| found.len());
     let files = Files {
@@ -55,7 +56,10 @@ pub fn open_telling(
         bytes: Arc::new(move || size(&log_path) + size(&state_path)),
         _lock: Some(Arc::new(lock)),
     };
-    open::assemble(log_file, state_file, files, expected)
+    let staging = Area::Dir(dir.join(STAGING));
+    open::assemble(log_file, state_file, staging, files, expected, &|| {
+        progress("an install", 0.5)
+    })
 }
 
 /// Makes both files. redb survives a crash at any time but one, while a file is first made (measured): so that happens
@@ -200,6 +204,9 @@ fn told(step: &'static str, path: &Path) -> impl FnOnce(io::Error) -> OpenError 
     let path = path.to_owned();
     move |source| OpenError::Io { step, path, source }
 }
+
+/// Directory of what is staged.
+const STAGING: &str = "staging";
 
 impl FileKind {
     /// redb's page cache; half of it may hold pages that a transaction has changed. Unit: bytes.

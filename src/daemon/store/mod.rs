@@ -19,8 +19,10 @@
 //! a crash of the log file; [`open`] says when else), by the counts of replicas and log rows kept here, or by
 //! comparing state between replicas.
 //!
+//! Snapshots on their way to this node lie in a third place, `staging/`, until they are whole and installed.
+//!
 //! Parts: `tables` (tables of checked values over redb or the model), `open` and `files` (from a directory to a store),
-//! `log`, `state`, `snapshot`, and for the simulator `sim_disk`, `model` and `fault`.
+//! `log`, `state`, `snapshot`, `chunk`, `staging` and `install` (snapshots out and in), and for the simulator `sim_disk`, `model` and `fault`.
 use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
@@ -28,26 +30,31 @@ use serde::{Deserialize, Serialize};
 use crate::daemon::core::state::{LogSeq, StateError, StoreIdentity};
 use crate::protocol::id::{ClusterId, NodeId, ShardId};
 
+mod chunk;
 mod fault;
 mod files;
+mod install;
 pub mod log;
 mod model;
 mod open;
 mod sim_disk;
 mod slice;
 mod snapshot;
+mod staging;
 mod state;
 mod tables;
 #[cfg(test)]
 mod tests;
 
 pub use crate::daemon::core::state::Recovered;
+pub use chunk::{CHUNK_BYTES, Outgoing, OutgoingPart};
 pub use files::{open, open_telling};
 pub use log::LogWriter;
 pub use open::{Opened, StoreIdentityCheck};
 pub use sim_disk::{SimDisk, SimFile};
 pub use slice::KeptSlice;
 pub use snapshot::SnapshotRows;
+pub use staging::{Stage, StageError, Staging};
 pub use state::{CheckpointJob, InstallJob, StateWriter, Store};
 
 use tables::{Cause, ReadFault};
@@ -193,6 +200,19 @@ pub enum OpenError {
         last: LogSeq,
         /// What the state file has seen.
         needed: LogSeq,
+    },
+    /// An install that a crash interrupted could not be finished.
+    #[error(
+        "cannot finish installing a snapshot of {shard} in `{path}`, which was under way when this node stopped; the next start tries again; where what is staged is damaged or gone let the node join anew, its peers have the data"
+    )]
+    Install {
+        /// The state file.
+        path: PathBuf,
+        /// The shard.
+        shard: ShardId,
+        /// Why not.
+        #[source]
+        source: Cause,
     },
     /// A new store could not be made.
     #[error("cannot make the new store file `{path}`; what was begun is removed at the next start")]

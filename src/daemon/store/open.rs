@@ -6,7 +6,9 @@ use std::sync::atomic::AtomicU64;
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 
+use super::install;
 use super::log::{LogWriter, read_log};
+use super::staging::{Area, Staging};
 use super::state::{Checkpointed, StateWriter, Store, StoredReplica};
 use super::tables::{File, ReadFault, Table};
 use super::{FileKind, OpenError};
@@ -92,10 +94,10 @@ pub(super) fn format(file: &File, kind: FileKind, identity: &StoreIdentity) -> R
     };
     let result = file.write(true, |tables| {
         let of_kind = match kind {
-            FileKind::Log => Table::OF_LOG,
-            FileKind::State => Table::OF_STATE,
+            FileKind::Log => &Table::OF_LOG[..],
+            FileKind::State => &Table::OF_STATE[..],
         };
-        for table in of_kind {
+        for &table in of_kind {
             tables.create(table)?;
         }
         tables.put(Table::About, &FORMAT_KEY, &FORMAT.to_le_bytes())?;
@@ -146,8 +148,10 @@ pub(super) fn owner(file: &File, kind: FileKind, path: &std::path::Path) -> Resu
 pub(super) fn assemble(
     log: File,
     state: File,
+    staging: Area,
     files: Files,
     expected: StoreIdentityCheck,
+    progress: &dyn Fn(),
 ) -> Result<Opened, OpenError> {
     let identity = owner(&state, FileKind::State, &files.state)?;
     let log_identity = owner(&log, FileKind::Log, &files.log)?;
@@ -168,6 +172,8 @@ pub(super) fn assemble(
         });
     }
 
+    let staging = Arc::new(Staging::new(staging));
+    install::finish(&state, &files, &staging, progress)?;
     let (replicas, checkpointed) = read_state(&state, &files)?;
     let read = read_log(&log, &files, &replicas)?;
     // Each checkpoint names the last log write that was synced when it was frozen. A log that ends before it has lost
@@ -190,15 +196,17 @@ pub(super) fn assemble(
         log: read.batches,
         last_seq,
     };
-    let store = Store::new(state.clone(), files.clone(), appended.clone()).map_err(|fault| OpenError::Damaged {
-        path: files.state.clone(),
-        source: fault.into(),
+    let store = Store::new(state.clone(), files.clone(), staging.clone(), appended.clone()).map_err(|fault| {
+        OpenError::Damaged {
+            path: files.state.clone(),
+            source: fault.into(),
+        }
     })?;
     Ok(Opened {
         identity,
         store,
         log: LogWriter::new(log, files.clone(), read.index, last_seq, appended),
-        writer: StateWriter::new(state, files, shards, checkpointed.covered),
+        writer: StateWriter::new(state, files, staging, shards, checkpointed.covered),
         recovered,
     })
 }
@@ -262,9 +270,9 @@ pub(super) fn number_key(number: u64) -> Bytes {
 }
 
 /// The format this build writes. One number for both files.
-pub(super) const FORMAT: u32 = 1;
+pub(super) const FORMAT: u32 = 2;
 /// The oldest format it reads.
-pub(super) const FORMAT_OLDEST: u32 = 1;
+pub(super) const FORMAT_OLDEST: u32 = 2;
 const FORMAT_KEY: Bytes = Bytes::from_static(b"format");
 const OWNER_KEY: Bytes = Bytes::from_static(b"owner");
 pub(super) const CHECKPOINT_KEY: Bytes = Bytes::from_static(b"checkpoint");

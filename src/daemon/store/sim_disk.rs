@@ -20,6 +20,7 @@ use redb::{BackendError, Database, StorageBackend};
 use super::fault::{Switch, SyncOutcome};
 use super::model::ModelFile;
 use super::open::{self, Files, Opened, StoreIdentityCheck};
+use super::staging::{Area, ModelArea};
 use super::tables::{File, Table};
 use super::{FileKind, OpenError};
 
@@ -50,6 +51,7 @@ enum Engine {
 struct Pair {
     log: Medium,
     state: Medium,
+    staging: Arc<ModelArea>,
 }
 
 /// One file's content.
@@ -88,6 +90,7 @@ impl SimDisk {
                 let pair = Pair {
                     log: Medium::new(self.engine),
                     state: Medium::new(self.engine),
+                    staging: Arc::default(),
                 };
                 open::format(
                     &pair.log.open(FileKind::Log)?,
@@ -106,8 +109,9 @@ impl SimDisk {
         drop(files);
         let log = pair.log.open(FileKind::Log)?;
         let state = pair.state.open(FileKind::State)?;
+        let staging = Area::Model(pair.staging.clone());
         let files = Files::simulated(move || pair.log.bytes() + pair.state.bytes());
-        open::assemble(log, state, files, expected)
+        open::assemble(log, state, staging, files, expected, &|| {})
     }
 
     /// The machine goes down and up again. Whatever was opened before is dead. Of what was written and not synced, each
@@ -117,6 +121,9 @@ impl SimDisk {
             Medium::Modelled(file) => file.crash(mix(chance ^ salt)),
             Medium::Redb(sectors) => sectors.crash(mix(chance ^ salt)),
         });
+        if let Some(pair) = self.lock().as_ref() {
+            pair.staging.crash(mix(chance ^ 3));
+        }
     }
 
     /// The power goes off at the sync of `file` behind `syncs` good ones: that sync and all that follows fails until
@@ -171,6 +178,7 @@ impl SimDisk {
         let image = self.lock().as_ref().map(|pair| Pair {
             log: pair.log.image(),
             state: pair.state.image(),
+            staging: Arc::new(pair.staging.image()),
         });
         SimDisk {
             engine: self.engine,
@@ -185,7 +193,10 @@ impl SimDisk {
         if let (Some(pair), Some(from)) = (image.lock().as_mut(), other.lock().as_ref()) {
             match file {
                 SimFile::Log => pair.log = from.log.clone(),
-                SimFile::State => pair.state = from.state.clone(),
+                SimFile::State => {
+                    pair.state = from.state.clone();
+                    pair.staging = from.staging.clone();
+                }
             }
         }
         image

@@ -63,6 +63,7 @@ where
 /// with the first error.
 #[derive(Default)]
 pub struct SnapshotRows {
+    /// One range of rows behind the other.
     parts: VecDeque<Layers>,
 }
 
@@ -72,7 +73,6 @@ type Layers = Merge<
 >;
 
 impl SnapshotRows {
-    /// Adds rows behind those there are.
     pub(super) fn push(
         &mut self,
         active: Vec<(Bytes, Option<Bytes>)>,

@@ -21,9 +21,11 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 
+use super::install::{self, Left};
 use super::open::{CHECKPOINT_KEY, Files, number_key};
 use super::slice::KeptSlice;
 use super::snapshot::{Merge, SnapshotRows};
+use super::staging::Staging;
 use super::tables::{Cause, File, ReadFault, SharedRange, Table, Tables, View};
 use super::{Durable, FileKind, Trim, WriteError};
 use crate::daemon::core::state::{Install, LogSeq, ReplicaMeta, State, StateError};
@@ -47,11 +49,17 @@ pub struct Store {
     broken: Option<StateError>,
     state: File,
     files: Files,
+    staging: Arc<Staging>,
     appended: Arc<AtomicU64>,
 }
 
 impl Store {
-    pub(super) fn new(state: File, files: Files, appended: Arc<AtomicU64>) -> Result<Self, ReadFault> {
+    pub(super) fn new(
+        state: File,
+        files: Files,
+        staging: Arc<Staging>,
+        appended: Arc<AtomicU64>,
+    ) -> Result<Self, ReadFault> {
         Ok(Self {
             active: Memtable::new(),
             frozen: None,
@@ -61,6 +69,7 @@ impl Store {
             broken: None,
             state,
             files,
+            staging,
             appended,
         })
     }
@@ -88,16 +97,18 @@ impl Store {
     /// Drops the memtable's rows in the replica's old and new ranges; the job replaces those in the file. Until
     /// [`Store::installed`] nothing may be put there.
     pub fn install(&mut self, install: Install) -> InstallJob {
+        let range = install.meta.shard.range.clone();
         let mut clear = install.clear;
-        clear.push(install.meta.shard.range.clone());
-        for range in &clear {
-            remove_range(&mut self.active, range);
+        clear.push(range.clone());
+        for (start, end) in clear.iter().flat_map(KeyRange::row_ranges_sorted) {
+            remove_range(&mut self.active, &start, &end);
         }
         // Its rows of the range will not be the file's.
         self.recent = None;
         InstallJob {
-            clear,
-            rows: install.rows,
+            shard: install.meta.shard.id,
+            left: Some(Left::new(&clear, &range, install.rows)),
+            is_begun: false,
             replicas: self.stored(std::iter::once(install.meta).chain(install.also).collect()),
         }
     }
@@ -116,15 +127,15 @@ impl Store {
     pub fn snapshot(&self, range: &KeyRange) -> Result<SnapshotRows, StateError> {
         self.check()?;
         let mut rows = SnapshotRows::default();
-        for (start, end) in range.row_ranges().iter().filter(|(start, end)| start < end) {
-            let bounds = (Bound::Included(start.as_ref()), Bound::Excluded(end.as_ref()));
+        for (start, end) in range.row_ranges_sorted() {
+            let bounds = (Bound::Included(&start[..]), Bound::Excluded(&end[..]));
             let active = self.active.range::<[u8], _>(bounds);
             let active = active
                 .map(|(key, value)| (key.clone(), value.clone()))
                 .collect::<Vec<_>>();
             let frozen = self.frozen.as_ref();
             let frozen = frozen.map(|frozen| SharedRange::new(frozen.clone(), bounds.0, bounds.1));
-            rows.push(active, frozen, self.view.range(start, end)?);
+            rows.push(active, frozen, self.view.range(&start, &end)?);
         }
         Ok(rows)
     }
@@ -132,6 +143,11 @@ impl Store {
     /// The slice that [`State::keep`] kept for this entry.
     pub fn take_kept(&mut self, shard: ShardId, index: u64) -> Option<KeptSlice> {
         self.kept.remove(&(shard, index))
+    }
+
+    /// Where snapshots to this node are staged.
+    pub fn staging(&self) -> &Arc<Staging> {
+        &self.staging
     }
 
     /// Size of both files. Unit: bytes.
@@ -220,13 +236,11 @@ impl State for Store {
     }
 }
 
-fn remove_range(memtable: &mut Memtable, range: &KeyRange) {
-    for (start, end) in range.row_ranges().iter().filter(|(start, end)| start < end) {
-        // Two cuts and a join instead of a removal per row.
-        let mut rest = memtable.split_off(start);
-        let mut behind = rest.split_off(end);
-        memtable.append(&mut behind);
-    }
+fn remove_range(memtable: &mut Memtable, start: &Bytes, end: &Bytes) {
+    // Two cuts and a join instead of a removal per row.
+    let mut rest = memtable.split_off(start);
+    let mut behind = rest.split_off(end);
+    memtable.append(&mut behind);
 }
 
 /// A frozen memtable on its way to the disk.
@@ -237,8 +251,9 @@ pub struct CheckpointJob {
 
 /// A replica on its way to the disk, with those that it takes the place of.
 pub struct InstallJob {
-    clear: Vec<KeyRange>,
-    rows: Vec<(Bytes, Bytes)>,
+    shard: ShardId,
+    left: Option<Left>,
+    is_begun: bool,
     replicas: Vec<StoredReplica>,
 }
 
@@ -246,6 +261,7 @@ pub struct InstallJob {
 pub struct StateWriter {
     file: File,
     files: Files,
+    staging: Arc<Staging>,
     /// Shards with a meta in the file.
     shards: BTreeSet<ShardId>,
     covered: LogSeq,
@@ -255,10 +271,17 @@ pub struct StateWriter {
 }
 
 impl StateWriter {
-    pub(super) fn new(file: File, files: Files, shards: BTreeSet<ShardId>, covered: LogSeq) -> Self {
+    pub(super) fn new(
+        file: File,
+        files: Files,
+        staging: Arc<Staging>,
+        shards: BTreeSet<ShardId>,
+        covered: LogSeq,
+    ) -> Self {
         Self {
             file,
             files,
+            staging,
             shards,
             covered,
             dead: false,
@@ -282,17 +305,32 @@ impl StateWriter {
         Ok(trim)
     }
 
-    /// Replaces the ranges' rows and the meta in one synced transaction.
-    pub fn install(&mut self, job: InstallJob) -> Result<Trim, WriteError> {
-        self.write("install a snapshot", &job.replicas, |tables| {
-            for (start, end) in job.clear.iter().flat_map(KeyRange::row_ranges) {
-                tables.remove_range(Table::Rows, &start, &end)?;
-            }
-            for (key, value) in &job.rows {
-                tables.put(Table::Rows, key, value)?;
-            }
-            Ok(())
-        })
+    /// Does the next piece of an install, in one synced transaction; `None` while there is more to do. Checkpoints that
+    /// were made after the install may be written between two pieces: they hold nothing of its ranges and replicas.
+    pub fn install(&mut self, job: &mut InstallJob) -> Result<Option<Trim>, WriteError> {
+        let step = "install a snapshot";
+        let left = job.left.take().expect("an install that is done is not asked for");
+        let replicas = if job.is_begun { Vec::new() } else { job.replicas.clone() };
+        let piece = match left.clone().piece(&self.file, &self.staging) {
+            Ok(piece) => piece,
+            Err(source) => return Err(self.failed(step, source)),
+        };
+        if !job.is_begun && !piece.is_last() {
+            // From here on it is the new replica, and the record says what its rows lack.
+            job.is_begun = true;
+            self.write(step, &replicas, |tables| install::begin(job.shard, &left, tables))?;
+            job.left = Some(left);
+            return Ok(None);
+        }
+        self.write(step, &replicas, |tables| piece.write(job.shard, tables))?;
+        job.left = piece.into_left();
+        if job.left.is_some() {
+            return Ok(None);
+        }
+        for replica in &job.replicas {
+            self.staging.remove(replica.meta.shard.id, replica.meta.replica);
+        }
+        Ok(Some(trim_of(&job.replicas)))
     }
 
     fn write(
@@ -325,20 +363,28 @@ impl StateWriter {
             }
             tables.put(Table::About, &CHECKPOINT_KEY, &postcard::to_stdvec(&checkpointed)?)
         });
-        if let Err(source) = written {
-            self.dead = true;
-            return Err(WriteError::Failed {
-                step,
-                path: self.files.path(FileKind::State).clone(),
-                source,
-            });
+        match written {
+            Ok(()) => Ok(trim_of(replicas)),
+            Err(source) => Err(self.failed(step, source)),
         }
-        let shards = replicas
-            .iter()
-            .map(|replica| (replica.meta.shard.id, replica.durable()));
-        Ok(Trim {
-            shards: shards.collect(),
-        })
+    }
+
+    fn failed(&mut self, step: &'static str, source: Cause) -> WriteError {
+        self.dead = true;
+        WriteError::Failed {
+            step,
+            path: self.files.path(FileKind::State).clone(),
+            source,
+        }
+    }
+}
+
+fn trim_of(replicas: &[StoredReplica]) -> Trim {
+    let shards = replicas
+        .iter()
+        .map(|replica| (replica.meta.shard.id, replica.durable()));
+    Trim {
+        shards: shards.collect(),
     }
 }
 

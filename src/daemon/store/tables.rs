@@ -30,14 +30,16 @@ pub(super) enum Table {
     Log = 3,
     /// Log file: shard -> log writes up to here hold no entry that counts; see `log`.
     Floors = 4,
+    /// State file: shard -> what is left of an install that has begun.
+    Installs = 5,
 }
 
 /// Number of tables in the enum. Unit: tables.
-pub(super) const TABLES: usize = 5;
+pub(super) const TABLES: usize = 6;
 
 impl Table {
     /// Tables of each file.
-    pub(super) const OF_STATE: [Table; 3] = [Table::About, Table::Replicas, Table::Rows];
+    pub(super) const OF_STATE: [Table; 4] = [Table::About, Table::Replicas, Table::Rows, Table::Installs];
     /// Tables of each file.
     pub(super) const OF_LOG: [Table; 3] = [Table::About, Table::Log, Table::Floors];
 
@@ -48,6 +50,7 @@ impl Table {
             Table::Rows => "rows",
             Table::Log => "log",
             Table::Floors => "floors",
+            Table::Installs => "installs",
         })
     }
 }
@@ -277,6 +280,28 @@ impl View {
             return Ok(Rows::None);
         }
         self.bounded(Bound::Included(start), Bound::Excluded(end))
+    }
+
+    /// The key behind the first `count` ones with `start <= key < end`; `None` where there are not more.
+    pub(super) fn key_behind(&self, start: &[u8], end: &[u8], count: usize) -> Result<Option<Bytes>, ReadFault> {
+        if start >= end {
+            return Ok(None);
+        }
+        match self {
+            View::Redb { opened, .. } => guarded(
+                || {
+                    let mut range = opened.range::<&[u8]>(start..end).map_err(ReadFault::failed)?;
+                    let found = range.nth(count).transpose().map_err(ReadFault::failed)?;
+                    Ok(found.map(|(key, _)| Bytes::copy_from_slice(key.value())))
+                },
+                ReadFault::Failed,
+            ),
+            View::Model { table, model } => {
+                let map = model.table(*table).map_err(ReadFault::Failed)?;
+                let bounds = (Bound::Included(start), Bound::Excluded(end));
+                Ok(map.range::<[u8], _>(bounds).nth(count).map(|(key, _)| key.clone()))
+            }
+        }
     }
 
     /// All values, in order.

@@ -7,7 +7,7 @@ use fastrand::Rng;
 use raft::eraftpb::{Entry, HardState};
 
 use super::*;
-use crate::daemon::core::state::{Install, LogBatch, ReplicaMeta, ShardWrite, State};
+use crate::daemon::core::state::{Install, LogBatch, ReplicaMeta, ShardWrite, StagedCopy, State};
 use crate::protocol::id::{Epoch, ReplicaId};
 use crate::protocol::key::{KeyRange, Position};
 use crate::protocol::shard_map::ShardDescriptor;
@@ -99,6 +99,18 @@ fn rows(store: &Store) -> Vec<(Bytes, Bytes)> {
     };
     store.scan(b"", b"\xff", visit).expect("readable");
     rows
+}
+
+/// Stages rows as a snapshot of the shard, chunk by chunk.
+fn staged(store: &Store, shard: ShardId, rows: &[(Bytes, Bytes)]) -> StagedCopy {
+    let ranges = range_of(shard).row_ranges_sorted();
+    let mut stage = store.staging().begin(shard, ReplicaId(1), ranges.clone()).unwrap();
+    let marks: Vec<_> = stage.marks().collect::<Result<_, _>>().unwrap();
+    let mut whole = None;
+    for part in Outgoing::new(rows.iter().cloned().map(Ok), ranges, marks.into_iter(), 100) {
+        whole = stage.take(part.unwrap().part).unwrap();
+    }
+    whole.expect("the last part makes it whole")
 }
 
 fn disks() -> [SimDisk; 2] {
@@ -249,18 +261,24 @@ fn an_install_replaces_the_range_and_nothing_else() {
         }
         let pinned = opened.store.snapshot(&range_of(ShardId(2))).unwrap();
         // The frozen memtable is still on its way when the snapshot of shard 2 arrives; shard 3's range goes, too.
-        let install = opened.store.install(Install {
+        let new = [(row_of(ShardId(2), 77), Bytes::from("snapshot"))];
+        let mut install = opened.store.install(Install {
             also: Vec::new(),
             meta: meta(ShardId(2), 50),
             clear: vec![range_of(ShardId(3))],
-            rows: vec![(row_of(ShardId(2), 77), "snapshot".into())],
+            rows: Some(staged(&opened.store, ShardId(2), &new)),
         });
         opened.store.put(row_of(ShardId(1), 2), Some("newest".into()));
         opened.writer.checkpoint(checkpoint).unwrap();
         opened.store.checkpointed();
         assert_eq!(opened.store.get(&row_of(ShardId(1), 1)).unwrap().unwrap(), "newer");
         assert_eq!(opened.store.get(&row_of(ShardId(1), 3)).unwrap().unwrap(), "old");
-        opened.writer.install(install).unwrap();
+        let mut pieces = 1;
+        while opened.writer.install(&mut install).unwrap().is_none() {
+            pieces += 1;
+        }
+        assert!(pieces > 2, "the old rows are cleared piece by piece");
+        assert_eq!(opened.store.staging().bytes(), 0, "removed with the last piece");
         opened.store.installed(ShardId(2));
         assert_eq!(opened.store.get(&row_of(ShardId(2), 77)).unwrap().unwrap(), "snapshot");
         assert_eq!(opened.store.get(&row_of(ShardId(2), 1)).unwrap(), None);
@@ -678,11 +696,12 @@ impl World {
             log_from: self.seq,
             ..meta(shard, index)
         };
+        let rows: Vec<(Bytes, Bytes)> = rows.into_iter().collect();
         let job = self.opened.store.install(Install {
             also: Vec::new(),
             meta: meta.clone(),
-            clear: vec![],
-            rows: rows.into_iter().collect(),
+            clear: if destroy { vec![range_of(shard)] } else { vec![] },
+            rows: (!destroy).then(|| staged(&self.opened.store, shard, &rows)),
         });
         self.installing.insert(shard, ());
         self.dirty.remove(&shard);
@@ -700,10 +719,28 @@ impl World {
                 metas.extend(new.into_iter().map(|meta| (meta.shard.id, meta)));
                 (self.opened.writer.checkpoint(job), Done::Checkpointed)
             }
-            Job::Install(job, shard, meta, replica) => {
-                metas.insert(shard, meta);
-                synced.insert(shard, replica);
-                (self.opened.writer.install(job), Done::Installed(shard))
+            Job::Install(mut job, shard, meta, replica) => {
+                metas.insert(shard, meta.clone());
+                synced.insert(shard, replica.clone());
+                let result = match self.opened.writer.install(&mut job) {
+                    Ok(None) if power_off.is_none() => {
+                        // A checkpoint may come in between.
+                        let is_checkpoint = |job: &Job| matches!(job, Job::Checkpoint(..));
+                        let checkpoint = self.jobs.iter().position(is_checkpoint);
+                        let checkpoint = checkpoint.and_then(|at| self.jobs.remove(at));
+                        self.jobs
+                            .push_front(Job::Install(job, shard, meta.clone(), replica.clone()));
+                        // Whatever happens from here on, it is there after a restart.
+                        (self.synced, self.metas) = (synced, metas);
+                        if let Some(checkpoint) = checkpoint {
+                            self.jobs.push_front(checkpoint);
+                        }
+                        return;
+                    }
+                    Ok(trim) => Ok(trim.unwrap_or_default()),
+                    Err(error) => Err(error),
+                };
+                (result, Done::Installed(shard))
             }
         };
         match result {

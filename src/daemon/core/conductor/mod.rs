@@ -35,6 +35,7 @@ mod curing;
 mod drained;
 mod ending;
 mod planning;
+mod progress;
 mod questions;
 mod splitting;
 mod tasks;
@@ -69,6 +70,9 @@ pub(in crate::daemon::core) struct Conductor {
     last_plan: Time,
     recent: VecDeque<RecentMove>,
     meters: BTreeMap<OpId, Meter>,
+    last_metered: Time,
+    /// How far each task's copy has come: what was copied once counts until the task is done. Unit: bytes.
+    copied: BTreeMap<(ShardId, NodeId), u64>,
     /// Steps that the planner still sees for spreading.
     spread_left: u64,
     splitting: BTreeMap<ShardId, Splitting>,
@@ -147,6 +151,10 @@ impl Node {
         {
             conductor.load_changes += 1;
         }
+        for copy in load.copies {
+            let copied = conductor.copied.entry((copy.shard, copy.to)).or_default();
+            *copied = copy.bytes.max(*copied);
+        }
         for shard in load.shards {
             if shard.requests_per_s > 0 {
                 conductor.busy.insert(shard.shard);
@@ -192,6 +200,7 @@ impl Node {
             return;
         }
         self.smooth_loads();
+        self.meter_ops();
         self.take_answers();
         self.tend_tasks(state, effects);
         self.tend_splits(state, effects);
@@ -247,21 +256,22 @@ enum Next {
 }
 
 impl Meter {
-    /// Takes in how much is done; says how much was done per second over the last minute.
-    fn add(&mut self, now: Time, done: u64) -> u64 {
+    /// Takes in how much is done.
+    fn add(&mut self, now: Time, done: u64) {
         self.samples.push_back((now, done));
-        while self.samples.len() > 2
-            && self
-                .samples
-                .front()
-                .is_some_and(|(at, _)| now.since(*at) > Span::secs(60))
-        {
+        let is_old = |sample: Option<&(Time, u64)>| sample.is_some_and(|(at, _)| now.since(*at) > TEN_MINUTES);
+        while self.samples.len() > 2 && is_old(self.samples.front()) {
             self.samples.pop_front();
         }
-        while self.samples.len() > 240 {
-            self.samples.pop_front();
-        }
-        let Some(&(at, before)) = self.samples.front() else {
+    }
+
+    /// How much was done per second over the last while.
+    fn rate(&self, over: Span) -> u64 {
+        let Some(&(now, done)) = self.samples.back() else {
+            return 0;
+        };
+        let first = self.samples.partition_point(|(at, _)| now.since(*at) > over);
+        let Some(&(at, before)) = self.samples.get(first) else {
             return 0;
         };
         let ms = now.since(at).as_millis();
@@ -325,9 +335,12 @@ fn check_settings(settings: &Settings) -> Result<(), String> {
     within("heal-after (ms)", settings.heal_after_ms, 2_000, 30 * 86_400_000)?;
     within("disk-limit (percent)", settings.disk_limit_percent.into(), 10, 99)?;
     within("hysteresis (percent)", settings.hysteresis_percent.into(), 1, 100)?;
+    within("protect-p99 (us)", settings.protect_p99_us, 0, 60_000_000)?;
     within("cooldown (ms)", settings.cooldown_ms, 0, 30 * 86_400_000)
 }
 
+const MINUTE: Span = Span::secs(60);
+const TEN_MINUTES: Span = Span::secs(600);
 /// A round is short, and nothing waits for it but operations.
 const ROUND_EVERY: Span = Span::millis(50);
 const PLAN_EVERY: Span = Span::millis(200);

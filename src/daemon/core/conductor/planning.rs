@@ -418,7 +418,7 @@ impl Node {
     }
 
     pub(super) fn start_own(&mut self, goal: Goal, because: &str) {
-        let op = self.new_op(goal, None, "isx", because, RequestId(0));
+        let op = self.new_op(goal, None, None, "isx", because, RequestId(0));
         self.ledger(LedgerCommand::Start(Box::new(op)));
     }
 
@@ -427,6 +427,7 @@ impl Node {
         &self,
         goal: Goal,
         pace: Option<Pace>,
+        protect_p99_us: Option<u64>,
         by: &str,
         because: &str,
         request: RequestId,
@@ -437,6 +438,7 @@ impl Node {
             id: OpId(0),
             goal,
             pace: pace.or(settings).unwrap_or_default(),
+            protect_p99_us: protect_p99_us.unwrap_or(0),
             state: OpState::Running,
             by: by.to_owned(),
             because: because.chars().take(BECAUSE_MAX).collect(),

@@ -26,11 +26,12 @@ impl Node {
             Request::StartOp {
                 goal,
                 pace,
+                protect_p99_us,
                 because,
                 dry_run,
                 id,
             } => {
-                let op = self.new_op(goal, pace, by, &because, id);
+                let op = self.new_op(goal, pace, protect_p99_us, by, &because, id);
                 match self.check_op(&op) {
                     Err(error) => Response::Error(error),
                     Ok(view) if dry_run => Response::Ops(vec![view]),
@@ -242,7 +243,7 @@ impl Node {
         }
     }
 
-    pub(super) fn op_views(&mut self, all: bool) -> Vec<OpView> {
+    pub(super) fn op_views(&self, all: bool) -> Vec<OpView> {
         let view = self.cluster_view(None);
         let Some(directory) = &self.directory else {
             return Vec::new();
@@ -255,18 +256,20 @@ impl Node {
             .cloned()
             .collect();
         let mut views: Vec<OpView> = ops.iter().map(|op| self.op_view(op, &view)).collect();
-        let now = self.clock.now;
         for shown in views.iter_mut().filter(|shown| !shown.op.state.is_over()) {
-            let meter = self.conductor.meters.entry(shown.op.id).or_default();
-            shown.bytes_per_second = meter.add(now, shown.done_bytes);
+            let Some(meter) = self.conductor.meters.get(&shown.op.id) else {
+                continue;
+            };
+            shown.bytes_per_second = meter.rate(MINUTE);
+            shown.bytes_per_second_10m = meter.rate(TEN_MINUTES);
             let left = shown.total_bytes.saturating_sub(shown.done_bytes);
-            if shown.bytes_per_second > 0 && left > 0 {
-                let least = left / shown.bytes_per_second;
-                shown.eta_s = Some((least, least + least / 2 + 1));
+            let fastest = shown.bytes_per_second.max(shown.bytes_per_second_10m);
+            let slowest = shown.bytes_per_second.min(shown.bytes_per_second_10m);
+            if slowest > 0 && left > 0 {
+                let most = left / slowest;
+                shown.eta_s = Some((left / fastest, most + most / 4 + 1));
             }
         }
-        let open: BTreeSet<OpId> = ops.iter().filter(|op| !op.state.is_over()).map(|op| op.id).collect();
-        self.conductor.meters.retain(|id, _| open.contains(id));
         views
     }
 
@@ -276,6 +279,7 @@ impl Node {
         let (left, left_bytes) = if is_over { (0, 0) } else { self.left_of(&op.goal) };
         let total = op.total.max(left);
         let total_bytes = op.total_bytes.max(left_bytes);
+        let left_bytes = left_bytes.saturating_sub(self.copied_for(op.id));
         let mut steps = Vec::new();
         let mut blocked = Vec::new();
         let mut tasks = 0;
@@ -320,11 +324,12 @@ impl Node {
             done_bytes: total_bytes - left_bytes.min(total_bytes),
             total_bytes,
             bytes_per_second: 0,
+            bytes_per_second_10m: 0,
             eta_s: None,
             limited_by: match op.state {
                 OpState::Paused => "paused".to_owned(),
                 _ if !blocked.is_empty() => "blocked".to_owned(),
-                _ if tasks > 0 => format!("pace {}", op.pace),
+                _ if tasks > 0 => self.copies_limited_by(op),
                 _ => String::new(),
             },
             steps,

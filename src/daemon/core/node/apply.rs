@@ -31,7 +31,10 @@ impl Node {
                 shard_time_ms: replica.shard_time_ms,
                 change_at: 0,
             };
-            let mut waiters = ours.unwrap_or_default().into_iter();
+            if let Some((proposed, waiters)) = &ours {
+                self.write_took(self.clock.now.since(*proposed), waiters);
+            }
+            let mut waiters = ours.map(|(_, waiters)| waiters).unwrap_or_default().into_iter();
             for command in &payload.commands {
                 let waiting = waiters.next();
                 let applied = match (command, &entry.config) {

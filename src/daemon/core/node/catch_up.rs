@@ -2,11 +2,34 @@
 use super::*;
 
 impl Node {
+    /// A snapshot lies whole on the disk: it is installed, or let go.
     pub(super) fn snapshot_received(
         &mut self,
         from: NodeId,
         raft: RaftMessage,
-        rows: Vec<Row>,
+        copy: StagedCopy,
+        state: &mut dyn State,
+        effects: &mut Effects,
+    ) {
+        let shard = raft.shard;
+        self.offer_snapshot(from, raft, copy.clone(), state, effects);
+        let is_wanted =
+            |effect: &Effect| matches!(effect, Effect::Install(install) if install.rows.as_ref() == Some(&copy));
+        debug_assert!(
+            self.replicas
+                .get(&shard)
+                .is_none_or(|replica| replica.incoming.is_none())
+        );
+        if !effects.iter().any(is_wanted) {
+            effects.push(Effect::Unstage(copy));
+        }
+    }
+
+    fn offer_snapshot(
+        &mut self,
+        from: NodeId,
+        raft: RaftMessage,
+        copy: StagedCopy,
         state: &mut dyn State,
         effects: &mut Effects,
     ) {
@@ -78,7 +101,7 @@ impl Node {
         };
         let incoming = Incoming {
             manifest,
-            rows,
+            rows: copy,
             snapshot: at,
             also,
             clear,

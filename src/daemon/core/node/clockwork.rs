@@ -43,6 +43,7 @@ impl Node {
         self.tend_beds();
         if now.since(self.last_report) >= REPORT_EVERY {
             self.last_report = now;
+            self.tend_copies();
             self.report(effects);
             self.tend_directory();
             self.tend_schemas();
@@ -89,7 +90,7 @@ impl Node {
             let late: Vec<ReplicaId> = replica
                 .sending
                 .iter()
-                .filter(|&(_, &since)| now.since(since) > SNAPSHOT_TIMEOUT)
+                .filter(|(_, sending)| now.since(sending.moved) > SNAPSHOT_TIMEOUT)
                 .map(|(&id, _)| id)
                 .collect();
             for id in late {

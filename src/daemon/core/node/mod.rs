@@ -17,13 +17,13 @@ use super::input::Input;
 use super::limits::*;
 use super::replica::log_view::LogView;
 use super::replica::{self, Committed, Incoming, Replica, Waiter, Waiting};
-use super::state::{LogBatch, LogSeq, Recovered, ReplicaMeta, ShardWrite, State, StateError};
+use super::state::{LogBatch, LogSeq, Recovered, ReplicaMeta, ShardWrite, StagedCopy, State, StateError};
 use super::time::{Clock, Span, Time};
 use crate::protocol::codec;
 use crate::protocol::error::{Code, WireError};
 use crate::protocol::id::{ClusterId, DIRECTORY_SHARD, Epoch, NodeId, ReplicaId, RequestId, ShardId};
 use crate::protocol::key::{KeyRange, Position};
-use crate::protocol::message::{Message, RaftMessage, Report, Row, SnapshotManifest};
+use crate::protocol::message::{Message, RaftMessage, Report, SnapshotManifest};
 use crate::protocol::request::{Request, Response, RouteHint};
 use crate::protocol::shard_map::{
     Membership, NodeInfo, ReplicaDescriptor, ReplicaRole, ServiceInfo, ShardDescriptor, ShardMap, ShardSizes,
@@ -32,6 +32,7 @@ use crate::protocol::shard_map::{
 mod apply;
 mod catch_up;
 mod clockwork;
+mod copies;
 mod deliver;
 mod dispatch;
 pub(super) mod follow;
@@ -279,6 +280,7 @@ pub struct Node {
     vote_from: Time,
     pub(super) disk_total: u64,
     pub(super) disk_free: u64,
+    copies: copies::Copies,
     /// What this node does while it leads the directory.
     pub(super) conductor: Conductor,
     /// Leaderships that the conductor wants elsewhere.
@@ -374,6 +376,7 @@ impl Node {
             },
             disk_total: 0,
             disk_free: u64::MAX,
+            copies: copies::Copies::new(now),
             conductor: Conductor::default(),
             transfers: Vec::new(),
             store_bytes: 0,
@@ -478,13 +481,35 @@ impl Node {
                     self.reload_directory(state, effects);
                 }
             }
-            Input::SnapshotReceived { from, raft, rows } => {
+            Input::SnapshotReceived { from, raft, copy } => {
                 self.heard_from(from, effects);
-                self.snapshot_received(from, *raft, rows, state, effects);
+                self.snapshot_received(from, *raft, copy, state, effects);
             }
-            Input::SnapshotSent { to, shard, delivered } => {
+            Input::SnapshotProgress {
+                to,
+                shard,
+                attempt,
+                bytes,
+            } => {
+                let now = self.clock.now;
                 if let Some(replica) = self.replicas.get_mut(&shard)
                     && let Some(id) = replica.shard.replica_on(to).map(|r| r.id)
+                {
+                    replica.snapshot_progress(id, attempt, now, bytes);
+                }
+            }
+            Input::SnapshotSent {
+                to,
+                shard,
+                attempt,
+                delivered,
+            } => {
+                if let Some(replica) = self.replicas.get_mut(&shard)
+                    && let Some(id) = replica.shard.replica_on(to).map(|r| r.id)
+                    && replica
+                        .sending
+                        .get(&id)
+                        .is_some_and(|sending| sending.attempt == attempt)
                 {
                     replica.snapshot_sent(id, delivered);
                     self.touched.insert(shard);

@@ -95,6 +95,9 @@ impl Node {
             leads,
             news: self.news_of_led(),
             frozen: self.frozen_here(),
+            writes: self.own_writes(),
+            copy_rate: self.copy_rate(),
+            copies: self.wanted_copies(),
             load: None,
         };
         let directory = self.replicas.get(&DIRECTORY_SHARD).and_then(Replica::leader);

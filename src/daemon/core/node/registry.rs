@@ -14,6 +14,7 @@ impl Node {
             heard.clone_from(&report.frozen);
             self.unpark = true;
         }
+        self.copies_reported(from, report);
         if let Some(load) = &report.load {
             self.load_reported(from, load.clone());
         }

@@ -121,7 +121,7 @@ impl Node {
                 } else {
                     Vec::new()
                 },
-                rows: Vec::new(),
+                rows: None,
             })));
             self.forget(replica, why, effects);
         }

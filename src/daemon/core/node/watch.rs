@@ -125,6 +125,7 @@ impl Node {
                 .filter(|replica| replica.is_leader())
                 .map(|replica| replica.load(&alive))
                 .collect(),
+            copies: self.copies_under_way(),
         }
     }
 

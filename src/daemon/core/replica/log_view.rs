@@ -7,7 +7,7 @@ use std::collections::VecDeque;
 use raft::eraftpb::{ConfState, Entry, HardState, Snapshot, SnapshotMetadata};
 use raft::{Error, GetEntriesContext, RaftState, Storage, StorageError};
 
-use crate::daemon::core::limits::LOG_TAIL_BYTES_MAX;
+use crate::daemon::core::limits::{FOLLOWED_LOG_BYTES_MAX, LOG_TAIL_BYTES_MAX};
 
 /// Log tail, hard state and membership of one replica.
 #[derive(Debug, Default)]
@@ -88,11 +88,15 @@ impl LogView {
         self.conf_state = conf_state;
     }
 
-    /// Shortens the tail to its bounds, never beyond `keep_from`.
+    /// Shortens the tail to its bounds, not beyond `keep_from` unless that takes too much memory: then whoever needs it gets
+    /// another snapshot, of which it has most rows by then.
     pub fn compact(&mut self, keep_from: u64, entries_max: usize) {
         while self.entries.len() > entries_max || self.entry_bytes > LOG_TAIL_BYTES_MAX {
             match self.entries.front() {
-                Some(entry) if entry.index < keep_from => {
+                Some(entry)
+                    if entry.index < keep_from
+                        || self.entry_bytes > FOLLOWED_LOG_BYTES_MAX && entry.index < self.applied.0 =>
+                {
                     self.base = (entry.index, entry.term);
                     self.entry_bytes -= entry.data.len();
                     self.entries.pop_front();

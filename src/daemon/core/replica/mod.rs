@@ -24,12 +24,12 @@ use super::effect::{Effect, Effects};
 use super::event::Event;
 use super::input::SessionId;
 use super::limits::*;
-use super::state::{LogSeq, ReplicaMeta, ShardWrite};
+use super::state::{LogSeq, ReplicaMeta, ShardWrite, StagedCopy};
 use super::time::{Span, Time};
 use crate::protocol::error::{Code, WireError};
 use crate::protocol::id::{Epoch, NodeId, ReplicaId, RequestId, ShardId};
 use crate::protocol::key::{KeyRange, Position};
-use crate::protocol::message::{Message, RaftMessage, Row, ShardLoad, SnapshotHeader, SnapshotManifest};
+use crate::protocol::message::{Message, RaftMessage, ShardLoad, SnapshotHeader, SnapshotManifest};
 use crate::protocol::request::Request;
 use crate::protocol::schema::bundle::{Bundle, Ruleset};
 use crate::protocol::shard_map::{ReplicaDescriptor, ReplicaRole, ShardDescriptor};
@@ -125,14 +125,27 @@ struct Held {
 pub struct Incoming {
     /// What it is of.
     pub manifest: SnapshotManifest,
-    /// All rows.
-    pub rows: Vec<Row>,
+    /// Where its rows are.
+    pub rows: StagedCopy,
     /// Raft's part.
     pub snapshot: (u64, u64),
     /// Metas of replicas that this one takes the place of.
     pub also: Vec<ReplicaMeta>,
     /// Their ranges.
     pub clear: Vec<KeyRange>,
+}
+
+/// A snapshot on its way out.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Sending {
+    /// Tells it from those before it.
+    pub attempt: u64,
+    /// When it was last heard to go on.
+    pub moved: Time,
+    /// How far it is. Unit: bytes.
+    pub bytes: u64,
+    /// How far it goes, as it looked at the start. Unit: bytes.
+    pub total_bytes: u64,
 }
 
 /// Entries of one step of applying.
@@ -176,8 +189,8 @@ pub struct Replica {
     pub dirty: bool,
     /// Commands to be proposed when the step settles.
     queue: Vec<(Command, Waiting)>,
-    /// Proposed, by index: the term they were proposed in.
-    proposed: BTreeMap<u64, (u64, Vec<Waiting>)>,
+    /// Proposed, by index: the term they were proposed in, and when.
+    proposed: BTreeMap<u64, (u64, Time, Vec<Waiting>)>,
     /// When the last entry was proposed, for the shard's clock.
     last_proposal: Option<(u64, Time)>,
     reads: Vec<Read>,
@@ -199,8 +212,9 @@ pub struct Replica {
     pub incoming: Option<Incoming>,
     /// `MsgSnapshot`s whose rows are to be taken when the step has applied everything.
     outgoing: Vec<raft::eraftpb::Message>,
-    /// Snapshots under way: replica, since when.
-    pub sending: BTreeMap<ReplicaId, Time>,
+    attempts: u64,
+    /// Snapshots under way.
+    pub sending: BTreeMap<ReplicaId, Sending>,
     /// Snapshots sent lately: replica, when, as of which index. The log behind them is kept for a while.
     following: BTreeMap<ReplicaId, (Time, u64)>,
     /// Most entries kept for followers that are behind.
@@ -296,6 +310,7 @@ impl Replica {
             installing: None,
             incoming: None,
             outgoing: Vec::new(),
+            attempts: 0,
             sending: BTreeMap::new(),
             following: BTreeMap::new(),
             tail_max: LOG_TAIL_ENTRIES_MAX,
@@ -642,6 +657,14 @@ impl Replica {
         }
     }
 
+    /// A snapshot goes on.
+    pub fn snapshot_progress(&mut self, to: ReplicaId, attempt: u64, now: Time, bytes: u64) {
+        if let Some(sending) = self.sending.get_mut(&to).filter(|sending| sending.attempt == attempt) {
+            sending.moved = now;
+            sending.bytes = bytes;
+        }
+    }
+
     /// Raft is told that a peer can't be reached.
     pub fn unreachable(&mut self, node: NodeId) {
         if let (true, Some(replica)) = (self.is_leader(), self.shard.replica_on(node)) {
@@ -773,7 +796,7 @@ impl Replica {
                         _ => now,
                     };
                     self.last_proposal = Some((term, counted));
-                    self.proposed.insert(self.last_index(), (term, waiters));
+                    self.proposed.insert(self.last_index(), (term, now, waiters));
                 }
                 Err(_) => failed.extend(waiters.into_iter().map(|waiting| (waiting, not_leader()))),
             }
@@ -937,13 +960,13 @@ impl Replica {
         out.push(Effect::Event(Event::SnapshotInstalled {
             shard: self.shard.id,
             index,
-            rows: incoming.rows.len() as u64,
+            rows: incoming.rows.rows,
         }));
         out.push(Effect::Install(Box::new(super::state::Install {
             meta: self.meta(),
             also: incoming.also,
             clear,
-            rows: incoming.rows,
+            rows: Some(incoming.rows),
         })));
         let ready = std::mem::take(ready);
         self.raft.advance_append_async(ready);
@@ -1070,7 +1093,7 @@ impl Replica {
         );
         let mut unknown: Vec<Waiting> = std::mem::take(&mut self.proposed)
             .into_values()
-            .flat_map(|(_, waiters)| waiters)
+            .flat_map(|(_, _, waiters)| waiters)
             .collect();
         unknown.append(&mut self.change_waiters);
         (harmless, unknown)
@@ -1081,14 +1104,14 @@ impl Replica {
         self.tail_max = entries;
     }
 
-    /// Who waited for the entry at `index`: those whose entry this is, and those whose entry lost its place to it.
-    pub fn take_proposed(&mut self, index: u64, term: u64) -> (Option<Vec<Waiting>>, Vec<Waiting>) {
+    /// Who waited for the entry at `index`: those whose entry this is, with when it was proposed, and those whose entry lost its place to it.
+    pub fn take_proposed(&mut self, index: u64, term: u64) -> (Option<(Time, Vec<Waiting>)>, Vec<Waiting>) {
         let (mut ours, mut lost) = (None, Vec::new());
         while let Some(front) = self.proposed.first_entry().filter(|front| *front.key() <= index) {
             let at = *front.key();
-            let (proposed_in, waiters) = front.remove();
+            let (proposed_in, proposed_at, waiters) = front.remove();
             if at == index && proposed_in == term {
-                ours = Some(waiters);
+                ours = Some((proposed_at, waiters));
             } else {
                 lost.extend(waiters);
             }
@@ -1143,7 +1166,7 @@ impl Replica {
             unknown.extend(late(waiting).then_some(*waiting));
             !late(waiting)
         });
-        self.proposed.retain(|_, (_, waiters)| {
+        self.proposed.retain(|_, (_, _, waiters)| {
             // Answered waiters leave a placeholder: positions in the batch must stay.
             for waiting in waiters
                 .iter_mut()
@@ -1188,7 +1211,18 @@ impl Replica {
             };
             let index = log.applied.0;
             message.set_snapshot(snapshot);
-            self.sending.insert(to, now);
+            let (moved, total_bytes) = (now, self.bytes);
+            self.attempts += 1;
+            let attempt = self.attempts;
+            self.sending.insert(
+                to,
+                Sending {
+                    attempt,
+                    moved,
+                    bytes: 0,
+                    total_bytes,
+                },
+            );
             self.following.insert(to, (now, index));
             let raft = RaftMessage {
                 shard: self.shard.id,
@@ -1207,6 +1241,7 @@ impl Replica {
                 to: target.node,
                 header,
                 range,
+                attempt,
             });
         }
     }

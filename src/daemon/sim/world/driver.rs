@@ -2,8 +2,6 @@
 use std::collections::BTreeMap;
 use std::fmt;
 
-use bytes::Bytes;
-
 use super::super::check::{Property, Violation};
 use super::super::machine::{Process, StateJob};
 use super::super::trace::BriefRequest;
@@ -11,12 +9,12 @@ use super::super::workload::Act;
 use crate::daemon::core::effect::{Effect, Effects};
 use crate::daemon::core::event::Event as CoreEvent;
 use crate::daemon::core::input::{Input, SessionId};
-use crate::daemon::core::state::{ReplicaMeta, StateError};
+use crate::daemon::core::state::ReplicaMeta;
 use crate::daemon::core::time::{Clock, Span, Time};
 use crate::protocol::codec;
 use crate::protocol::error::{Code, WireError};
 use crate::protocol::id::NodeId;
-use crate::protocol::message::{Message, PeerFrame, RaftMessage};
+use crate::protocol::message::{Message, PeerFrame};
 use crate::protocol::request::{Response, RouteHint};
 
 use super::*;
@@ -184,7 +182,6 @@ impl World {
                     self.snapshots += u64::from(is_snapshot);
                     self.write_state(machine);
                 }
-                Effect::SendSnapshot { to, header, range } => self.send_snapshot(machine, to, header.raft, &range)?,
                 Effect::HashSlice { shard, index } => {
                     let owner = &mut self.machines[machine];
                     let boot = owner.boot;
@@ -205,6 +202,17 @@ impl World {
                             sum,
                         };
                         self.schedule.after(pause, hashed);
+                    }
+                }
+                Effect::SendSnapshot {
+                    to,
+                    header,
+                    range,
+                    attempt,
+                } => self.send_snapshot(machine, to, header.raft, &range, attempt)?,
+                Effect::Unstage(copy) => {
+                    if let Some(process) = &self.machines[machine].process {
+                        process.store.staging().release(&copy);
                     }
                 }
                 // A copy that applies its own removal is not there any more when the checkers look.
@@ -379,7 +387,7 @@ impl World {
             owner.media.fail_state(self.fault_rng.bool());
             let failed = match job {
                 StateJob::Checkpoint { job, .. } => process.writer.checkpoint(job).is_err(),
-                StateJob::Install { job, .. } => process.writer.install(job).is_err(),
+                StateJob::Install { mut job, .. } => process.writer.install(&mut job).is_err(),
             };
             assert!(failed, "a write to a failed disk succeeded");
             self.trace
@@ -401,8 +409,20 @@ impl World {
                 }
                 (trim, Input::Checkpointed)
             }
-            StateJob::Install { job, shard, meta } => {
-                let trim = process.writer.install(job).map_err(|error| bad(&error))?;
+            StateJob::Install { mut job, shard, meta } => {
+                let Some(trim) = process.writer.install(&mut job).map_err(|error| bad(&error))? else {
+                    // A checkpoint may come before the next piece.
+                    let is_checkpoint = |job: &StateJob| matches!(job, StateJob::Checkpoint { .. });
+                    let checkpoint = process.state_jobs.iter().position(is_checkpoint);
+                    let checkpoint = checkpoint.and_then(|at| process.state_jobs.remove(at));
+                    process.state_jobs.push_front(StateJob::Install { job, shard, meta });
+                    if let Some(checkpoint) = checkpoint {
+                        process.state_jobs.push_front(checkpoint);
+                    }
+                    let at = self.disk_time(machine);
+                    self.schedule.at(at, Event::StateDone { machine, boot });
+                    return Ok(());
+                };
                 process.store.installed(shard);
                 self.log.installed(id, &meta);
                 (trim, Input::Installed { shard })
@@ -416,96 +436,6 @@ impl World {
             self.schedule.at(at, Event::StateDone { machine, boot });
         }
         Ok(())
-    }
-
-    pub(super) fn send_snapshot(
-        &mut self,
-        machine: usize,
-        to: NodeId,
-        raft: RaftMessage,
-        range: &crate::protocol::key::KeyRange,
-    ) -> Result<(), Violation> {
-        let now = self.schedule.now();
-        let owner = &self.machines[machine];
-        let (boot, shard) = (owner.boot, raft.shard);
-        let Some(process) = &owner.process else { return Ok(()) };
-        let bad = |error: &dyn fmt::Display| {
-            Violation::new(
-                Property::Stop,
-                format!("{} cannot read a snapshot of {shard}: {error}", owner.id),
-            )
-        };
-        let snapshot = process.store.snapshot(range).map_err(|error| bad(&error))?;
-        let rows = match snapshot.collect::<Result<Vec<_>, _>>() {
-            Ok(rows) => Some(rows),
-            Err(StateError::Checksum { key }) => {
-                self.input(machine, Input::Damaged { shard, row: key });
-                None
-            }
-            Err(error) => return Err(bad(&error)),
-        };
-        let place = self.machines.iter().position(|machine| machine.id == to);
-        let is_broken = self.fault_rng.u32(..1000) < self.plan.broken_snapshots && !self.is_healed;
-        let arrival = place
-            .filter(|_| !is_broken)
-            .and_then(|place| self.network.stream(now, machine, place));
-        match (place, arrival, rows) {
-            (Some(place), Some(at), Some(rows)) => {
-                let arrives = Event::Snapshot {
-                    to: place,
-                    from: machine,
-                    from_boot: boot,
-                    raft: Box::new(raft),
-                    rows,
-                };
-                let more = if self.is_manual { 0 } else { self.machine_rng.u64(1..50) };
-                self.schedule.at(at + Span::millis(more), arrives);
-            }
-            _ => {
-                let failed = Event::SnapshotSent {
-                    machine,
-                    boot,
-                    to,
-                    shard,
-                    delivered: false,
-                };
-                self.schedule
-                    .after(Span::millis(self.machine_rng.u64(50..2_000)), failed);
-            }
-        }
-        Ok(())
-    }
-
-    pub(super) fn snapshot_arrives(
-        &mut self,
-        to: usize,
-        from: usize,
-        from_boot: u64,
-        raft: Box<RaftMessage>,
-        rows: Vec<(Bytes, Bytes)>,
-    ) {
-        let now = self.schedule.now();
-        let (shard, sender, receiver) = (raft.shard, self.machines[from].id, self.machines[to].id);
-        let is_up = self.machines[to].process.is_some() && !self.network.is_cut(from, to);
-        if is_up {
-            let from = sender;
-            self.input(to, Input::SnapshotReceived { from, raft, rows });
-        }
-        // The confirmation may be lost although the snapshot arrived.
-        let confirmed = if is_up {
-            self.network.stream(now, to, from)
-        } else {
-            None
-        };
-        let at = confirmed.unwrap_or(now + Span::millis(self.machine_rng.u64(100..1_500)));
-        let sent = Event::SnapshotSent {
-            machine: from,
-            boot: from_boot,
-            to: receiver,
-            shard,
-            delivered: confirmed.is_some(),
-        };
-        self.schedule.at(at, sent);
     }
 
     /// An answer leaves the process, unless it has grown too old under its lease.
@@ -634,7 +564,8 @@ fn kind_of(input: &Input) -> u64 {
         Input::Persisted { seq } => 4 | seq.0 << 8,
         Input::Checkpointed => 5,
         Input::Installed { shard } => 6 | shard.0 << 8,
-        Input::SnapshotReceived { rows, .. } => 7 | (rows.len() as u64) << 8,
+        Input::SnapshotReceived { copy, .. } => 7 | copy.rows << 8,
+        Input::SnapshotProgress { bytes, .. } => 14 | *bytes << 8,
         Input::SnapshotSent { delivered, .. } => 8 | u64::from(*delivered) << 8,
         Input::Connected { peer, up } => 9 | peer.0 << 8 | u64::from(*up) << 16,
         Input::DiskSpace { .. } => 10,
@@ -649,8 +580,8 @@ fn brief_input(input: &Input) -> String {
         Input::Asked {
             session, tag, request, ..
         } => format!("is asked {}.{tag}: {}", session.0, BriefRequest(request)),
-        Input::SnapshotReceived { from, raft, rows } => {
-            format!("gets a snapshot of {} from {from}, {} rows", raft.shard, rows.len())
+        Input::SnapshotReceived { from, raft, copy } => {
+            format!("gets a snapshot of {} from {from}, {} rows", raft.shard, copy.rows)
         }
         other => format!("{other:?}"),
     }

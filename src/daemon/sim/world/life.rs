@@ -89,9 +89,9 @@ impl World {
                 owner.media.power_off_state(self.fault_rng.u32(..2));
                 let _ = process.writer.checkpoint(job);
             }
-            Some(StateJob::Install { job, .. }) => {
+            Some(StateJob::Install { mut job, .. }) => {
                 owner.media.power_off_state(self.fault_rng.u32(..2));
-                let _ = process.writer.install(job);
+                let _ = process.writer.install(&mut job);
             }
             None => {}
         }

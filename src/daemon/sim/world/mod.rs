@@ -24,10 +24,11 @@ use crate::daemon::core::state::{LogSeq, State, StoreIdentity};
 use crate::daemon::core::time::{Span, Time};
 use crate::protocol::id::{ClusterId, NodeId, ReplicaId, ShardId};
 use crate::protocol::key::Position;
-use crate::protocol::message::{Message, Principal, RaftMessage, SliceSum};
+use crate::protocol::message::{Message, Principal, SliceSum};
 use crate::protocol::request::{Request, Response, RouteHint};
 use crate::protocol::shard_map::{Membership, NodeInfo};
 
+mod copying;
 mod driver;
 mod inspect;
 mod life;
@@ -73,6 +74,8 @@ pub enum Bug {
     TrustsTheDisk,
     /// The right half of a split knows no changes from before, and does not say so.
     SplitForgetsChanges,
+    /// A chunk from a snapshot that broke off is kept although its content has changed.
+    KeepsStaleChunks,
 }
 
 /// What a run is like.
@@ -128,6 +131,8 @@ pub struct Report {
     pub shards: usize,
     /// Snapshots that were installed.
     pub snapshots: u64,
+    /// Chunks of snapshots that were sent, and that the receiver had from before.
+    pub chunks: [u64; 2],
     /// Elections won.
     pub elections: u64,
     /// Changes of replicas, freezes, merges, thaws, destroyed copies.
@@ -207,8 +212,13 @@ pub struct World {
     is_manual: bool,
     /// In a scenario: frames on their way.
     held: BTreeMap<(usize, usize), Vec<Vec<Message>>>,
+    /// Snapshots under way, by number.
+    copies: BTreeMap<u64, copying::Copy>,
+    next_copy: u64,
     faults: u64,
     snapshots: u64,
+    /// Chunks that were sent, and that the receiver had.
+    chunks: [u64; 2],
     elections: u64,
     /// Changes of replicas, freezes, merges, thaws, destroyed copies.
     operations: [BTreeSet<(ShardId, u64)>; 5],
@@ -262,20 +272,15 @@ enum Event {
     LogLie { machine: usize, boot: u64, seq: LogSeq },
     /// The state thread is done.
     StateDone { machine: usize, boot: u64 },
-    /// A snapshot arrives whole.
-    Snapshot {
-        to: usize,
-        from: usize,
-        from_boot: u64,
-        raft: Box<RaftMessage>,
-        rows: Vec<(Bytes, Bytes)>,
-    },
+    /// The next part of a snapshot arrives.
+    Copy { id: u64 },
     /// The sender of a snapshot learns what became of it.
     SnapshotSent {
         machine: usize,
         boot: u64,
         to: NodeId,
         shard: ShardId,
+        attempt: u64,
         delivered: bool,
     },
     /// A slice of rows is summed up.
@@ -428,8 +433,11 @@ impl World {
             mail_rng: fastrand::Rng::with_seed(stream(options.seed, 6)),
             is_manual: false,
             held: BTreeMap::new(),
+            copies: BTreeMap::new(),
+            next_copy: 0,
             faults: 0,
             snapshots: 0,
+            chunks: [0; 2],
             elections: 0,
             operations: Default::default(),
             quarantined: BTreeSet::new(),
@@ -514,7 +522,7 @@ impl World {
                     Bug::SplitForgetsSources => PlantedBug::SplitForgetsSources,
                     Bug::TakesAnyTicket => PlantedBug::TakesAnyTicket,
                     Bug::SplitForgetsChanges => PlantedBug::SplitForgetsChanges,
-                    Bug::None | Bug::AckBeforeSync | Bug::TrustsTheDisk => PlantedBug::None,
+                    Bug::None | Bug::AckBeforeSync | Bug::TrustsTheDisk | Bug::KeepsStaleChunks => PlantedBug::None,
                 },
             };
             let identity = StoreIdentity {
@@ -662,6 +670,7 @@ impl World {
             faults: self.faults,
             shards: self.cover.shards().count(),
             snapshots: self.snapshots,
+            chunks: self.chunks,
             elections: self.elections,
             operations: std::array::from_fn(|what| self.operations[what].len()),
             messages: self.mail.count(),
@@ -936,22 +945,23 @@ impl World {
                     self.state_done(machine)?;
                 }
             }
-            Event::Snapshot {
-                to,
-                from,
-                from_boot,
-                raft,
-                rows,
-            } => self.snapshot_arrives(to, from, from_boot, raft, rows),
+            Event::Copy { id } => self.copy_step(id)?,
             Event::SnapshotSent {
                 machine,
                 boot,
                 to,
                 shard,
+                attempt,
                 delivered,
             } => {
                 if self.process_of(machine, boot).is_some() {
-                    self.input(machine, Input::SnapshotSent { to, shard, delivered });
+                    let sent = Input::SnapshotSent {
+                        to,
+                        shard,
+                        attempt,
+                        delivered,
+                    };
+                    self.input(machine, sent);
                 }
             }
             Event::Hashed {
