@@ -8,6 +8,7 @@
 //!
 //! * [`protocol`] is what crosses a process boundary: plain data.
 //! * [`client`] is the library that applications and `isxctl` use.
+//! * [`typed`] is that library for structs: a schema from a type, combined updates, reads with children.
 //! * [`daemon`] is `isxd`: a deterministic [`daemon::core`] between two drivers, `shell` (tokio, quinn, redb) and
 //!   `sim` (virtual clock, faulty network, faulty disk).
 //! * [`ctl`] is `isxctl`.
@@ -21,3 +22,7 @@ pub mod ctl;
 pub mod daemon;
 pub mod protocol;
 pub mod security;
+pub mod typed;
+
+// The derive macros name this crate as their users do.
+extern crate self as isx;
