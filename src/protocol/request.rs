@@ -493,7 +493,7 @@ pub struct Joined {
 }
 
 /// An entity as read.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub struct Entity {
     /// Grows with each write, never repeats, not even after a delete.
     pub version: u64,
