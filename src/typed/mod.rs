@@ -59,7 +59,7 @@ mod schema_text;
 mod tests;
 mod value;
 
-pub use operation::{ChildUpdate, Committed, Read, Stored, TypedClient, TypedError, Update};
+pub use operation::{ChildUpdate, Committed, Read, SchemaCheck, Stored, TypedClient, TypedError, Update};
 pub use value::{Many, Shape, Value};
 
 /// A struct that is kept as an entity of one service. Derive it.

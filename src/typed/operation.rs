@@ -5,8 +5,11 @@ use serde_json::{Map, Value};
 
 use super::Record;
 use crate::client::{Client, ClientError};
+use crate::protocol::error::{Code, WireError};
 use crate::protocol::id::RequestId;
-use crate::protocol::request::{Change, Condition, Entity, Write};
+use crate::protocol::request::{CHILDREN_PER_ANSWER, Change, Condition, Entity, Request, Response, Write};
+use crate::protocol::schema::diff::{self, diff};
+use crate::protocol::schema::{Schema, SchemaError};
 
 /// Why a typed operation did not work.
 #[derive(Debug, thiserror::Error)]
@@ -29,6 +32,17 @@ pub enum TypedError {
         /// The service.
         service: &'static str,
     },
+    /// The struct, or what the cluster has, is no schema.
+    #[error("{whose} schema of {service}")]
+    Schema {
+        /// Whose it is, in two words.
+        whose: &'static str,
+        /// The service.
+        service: &'static str,
+        /// What is wrong with it.
+        #[source]
+        source: SchemaError,
+    },
     /// The document does not fit the struct.
     #[error("{service}/{key} does not fit its struct")]
     Read {
@@ -50,6 +64,27 @@ pub trait TypedClient {
     fn insert<R: Record>(&self) -> Update<'_, R>;
     /// Reads the entity at `key`.
     fn read<R: Record>(&self, key: impl Into<String>) -> Read<'_, R>;
+    /// How the struct differs from the schema that the cluster has for its service.
+    fn check_schema<R: Record>(&self) -> impl Future<Output = Result<SchemaCheck, TypedError>> + Send;
+}
+
+/// What [`TypedClient::check_schema`] found.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum SchemaCheck {
+    /// The cluster's schema says the same as the struct.
+    Same {
+        /// Its version in the cluster.
+        version: u64,
+    },
+    /// It says something else.
+    Differs {
+        /// Its version in the cluster.
+        version: u64,
+        /// What would change if the struct's were applied.
+        changes: Vec<diff::Change>,
+    },
+    /// The service has no schema: documents are not checked. `isxctl schema apply` takes [`Record::schema_text`].
+    Absent,
 }
 
 impl TypedClient for Client {
@@ -68,6 +103,29 @@ impl TypedClient for Client {
             with_children: false,
             record: PhantomData,
         }
+    }
+
+    async fn check_schema<R: Record>(&self) -> Result<SchemaCheck, TypedError> {
+        let service = R::SERVICE;
+        let fail = |whose| move |source| TypedError::Schema { whose, service, source };
+        let wanted = Schema::parse(&R::schema_text()).map_err(fail("a struct is no"))?;
+        let request = Request::ShowSchemas {
+            service: Some(service.to_owned()),
+        };
+        let Response::Schemas(records) = self.request(request).await? else {
+            return Err(unexpected().into());
+        };
+        let newest = records.into_iter().max_by_key(|record| record.schema.version);
+        let Some(newest) = newest else {
+            return Ok(SchemaCheck::Absent);
+        };
+        let version = newest.schema.version;
+        let known = Schema::parse(&newest.schema.text).map_err(fail("this program can't read the cluster's"))?;
+        let changes = diff(&known, &wanted);
+        Ok(match changes.is_empty() {
+            true => SchemaCheck::Same { version },
+            false => SchemaCheck::Differs { version, changes },
+        })
     }
 }
 
@@ -223,7 +281,7 @@ impl<R: Record> Read<'_, R> {
         for relation in R::children() {
             let mut list = Vec::new();
             if self.with_children {
-                for key in self.client.children(R::SERVICE, &self.key, relation.field).await? {
+                for key in children(self.client, R::SERVICE, &self.key, relation.field).await? {
                     // It may have gone since, or not have come yet.
                     let Some(child) = self.client.get(relation.service, &key).await? else {
                         continue;
@@ -237,6 +295,34 @@ impl<R: Record> Read<'_, R> {
         }
         stored(&self.key, &entity, lists).map(Some)
     }
+}
+
+/// Keys of an entity's children.
+async fn children(client: &Client, service: &str, key: &str, relation: &str) -> Result<Vec<String>, ClientError> {
+    let mut keys: Vec<String> = Vec::new();
+    loop {
+        let request = Request::Children {
+            service: service.to_owned(),
+            key: key.to_owned(),
+            relation: relation.to_owned(),
+            after: keys.last().cloned().unwrap_or_default(),
+        };
+        let Response::Children(page) = client.request(request).await? else {
+            return Err(unexpected());
+        };
+        let is_last = page.len() < CHILDREN_PER_ANSWER;
+        keys.extend(page.into_iter().map(|child| child.key));
+        if is_last {
+            return Ok(keys);
+        }
+    }
+}
+
+fn unexpected() -> ClientError {
+    ClientError::Refused(WireError::new(
+        Code::Internal,
+        "a node gave an answer that does not fit the question",
+    ))
 }
 
 /// A record as the document that is sent: without its own key, without fields that hold nothing.

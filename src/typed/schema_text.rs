@@ -36,7 +36,10 @@ pub(super) fn write<R: Record>() -> String {
 
 /// A key that needs no quotes stays bare.
 fn key(name: &str) -> String {
-    let is_bare = !name.is_empty() && name.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'_' || b == b'-');
+    let is_bare = !name.is_empty()
+        && name
+            .bytes()
+            .all(|b| b.is_ascii_alphanumeric() || b == b'_' || b == b'-');
     if is_bare {
         name.to_owned()
     } else {

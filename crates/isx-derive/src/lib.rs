@@ -73,7 +73,10 @@ fn expand_record(input: &DeriveInput) -> Result<TokenStream> {
             continue;
         }
         if found.is_children {
-            let on_delete = found.on_delete.as_ref().map_or_else(|| "cascade".to_owned(), LitStr::value);
+            let on_delete = found
+                .on_delete
+                .as_ref()
+                .map_or_else(|| "cascade".to_owned(), LitStr::value);
             if !["cascade", "detach", "refuse"].contains(&on_delete.as_str()) {
                 return Err(Error::new_spanned(&found.on_delete, "`cascade`, `detach` or `refuse`"));
             }
