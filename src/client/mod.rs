@@ -1148,7 +1148,8 @@ fn goal(request: &Request) -> Goal {
             Goal::Position(Position::new(&write.service, &write.id.entity_key()))
         }
         Request::Write(write) => Goal::Position(Position::new(&write.service, &write.key)),
-        Request::List { from, .. } => Goal::Position(from.clone()),
+        Request::Activities { service, key, .. } => Goal::Position(Position::new(service, key)),
+        Request::List { from, .. } | Request::ListActivities { from, .. } => Goal::Position(from.clone()),
         Request::Changes { ranges, .. } => Goal::Position(
             ranges
                 .first()

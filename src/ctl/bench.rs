@@ -1,4 +1,5 @@
 //! `isxctl bench`: load against a running cluster, measured without coordinated omission.
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 use std::time::{Duration, Instant};
@@ -8,7 +9,9 @@ use hdrhistogram::Histogram;
 use serde_json::{Value, json};
 
 use crate::client::{Client, ClientError};
+use crate::protocol::activity::Body;
 use crate::protocol::id::RequestId;
+use crate::protocol::key::Position;
 use crate::protocol::request::{Change, Condition, Write};
 
 /// What each request does.
@@ -20,6 +23,8 @@ pub enum Workload {
     Get,
     /// Half of each.
     Mix,
+    /// One entity sends messages to others of the service `profile` (`--fan-out`), which merge a field.
+    Activity,
 }
 
 /// Flags of `isxctl bench`.
@@ -56,6 +61,9 @@ pub struct BenchArgs {
     /// Remember every acknowledged write and read all of them back at the end; exit 1 if one is lost
     #[arg(long)]
     pub verify: bool,
+    /// Receivers of each write's messages, with `--workload activity`
+    #[arg(long, default_value_t = 10, value_parser = clap::value_parser!(u32).range(1..=1_000))]
+    pub fan_out: u32,
     /// Service to use
     #[arg(long, default_value = "campaign")]
     pub service: String,
@@ -142,7 +150,17 @@ impl Worker {
 /// Runs the load. `servers` are processes on this machine whose processor time is to be counted.
 pub async fn run(client: &Client, args: &BenchArgs, servers: &[i32], progress: &indicatif::ProgressBar) -> Outcome {
     if args.preload {
-        preload(client, args, progress).await;
+        preload(client, args, &args.service, args.keys, progress).await;
+    }
+    if args.preload && args.workload == Workload::Activity {
+        preload(
+            client,
+            args,
+            RECEIVERS,
+            args.keys.saturating_mul(args.fan_out),
+            progress,
+        )
+        .await;
     }
     let shared = Arc::new(Shared {
         args: args.clone(),
@@ -164,6 +182,7 @@ pub async fn run(client: &Client, args: &BenchArgs, servers: &[i32], progress: &
         .last_success_us
         .store(shared.start.elapsed().as_micros() as u64, Relaxed);
     shared.measuring.store(true, Relaxed);
+    let messages_before = messages(client, args).await;
     let began = Instant::now();
     progress.set_length(args.duration);
     progress.set_message("measuring");
@@ -173,6 +192,7 @@ pub async fn run(client: &Client, args: &BenchArgs, servers: &[i32], progress: &
     }
     shared.measuring.store(false, Relaxed);
     let measured = began.elapsed();
+    let messages_after = messages(client, args).await;
     note_gap(&shared, shared.start.elapsed().as_micros() as u64);
     let (server_after, own_after) = (cpu(servers), cpu(&[std::process::id() as i32]));
     shared.stop.store(true, Relaxed);
@@ -204,7 +224,61 @@ pub async fn run(client: &Client, args: &BenchArgs, servers: &[i32], progress: &
         own_after - own_before,
         !servers.is_empty(),
         &lost,
+        Delivered::between(&messages_before, &messages_after),
     )
+}
+
+/// What the nodes count of messages, summed.
+async fn messages(client: &Client, args: &BenchArgs) -> BTreeMap<String, u64> {
+    let mut sums = BTreeMap::new();
+    if args.workload == Workload::Activity {
+        for (_, status) in client.statuses().await {
+            for (name, count) in status.map(|status| status.counters).unwrap_or_default() {
+                if name.starts_with("messages_") {
+                    *sums.entry(name).or_default() += count;
+                }
+            }
+        }
+    }
+    sums
+}
+
+/// Messages applied while it was measured.
+struct Delivered {
+    applied: u64,
+    refused: u64,
+    outstanding: u64,
+    /// Bound and how many needed no longer.
+    within: Vec<(u64, u64)>,
+}
+
+impl Delivered {
+    fn between(before: &BTreeMap<String, u64>, after: &BTreeMap<String, u64>) -> Self {
+        let at = |sums: &BTreeMap<String, u64>, name: &str| sums.get(name).copied().unwrap_or(0);
+        let more = |name: &str| at(after, name).saturating_sub(at(before, name));
+        let bound = |name: &String| name.strip_prefix("messages_within_")?.strip_suffix("_ms")?.parse().ok();
+        let mut within: Vec<(u64, u64)> = after
+            .keys()
+            .filter_map(|name| Some((bound(name)?, more(name))))
+            .collect();
+        within.sort_unstable();
+        Self {
+            applied: more("messages_applied"),
+            refused: more("messages_refused"),
+            outstanding: at(after, "messages_outstanding"),
+            within,
+        }
+    }
+
+    /// The bound below which this share of the messages was applied after their commit. Unit: ms.
+    fn quantile(&self, share: f64) -> Option<u64> {
+        let wanted = (self.applied as f64 * share).ceil() as u64;
+        let mut sum = 0;
+        self.within.iter().find_map(|&(bound, count)| {
+            sum += count;
+            (sum >= wanted).then_some(bound)
+        })
+    }
 }
 
 async fn work(client: Client, shared: Arc<Shared>, number: u32) -> Worker {
@@ -237,6 +311,7 @@ async fn work(client: Client, shared: Arc<Shared>, number: u32) -> Worker {
             Workload::Put => true,
             Workload::Get => false,
             Workload::Mix => rng.bool(),
+            Workload::Activity => true,
         };
         let result = if put {
             let write = Write {
@@ -244,7 +319,10 @@ async fn work(client: Client, shared: Arc<Shared>, number: u32) -> Worker {
                 key,
                 id: RequestId(run_id.wrapping_add(counter.into())),
                 condition: Condition::Always,
-                change: Change::Put(document(index, counter, args.value_bytes)),
+                change: match args.workload {
+                    Workload::Activity => send(args, index, counter),
+                    _ => Change::Put(document(index, counter, args.value_bytes)),
+                },
             };
             client.write(write).await.map(|written| Some(written.version))
         } else {
@@ -279,22 +357,41 @@ fn note_gap(shared: &Shared, now_us: u64) {
     shared.longest_gap_us.fetch_max(now_us.saturating_sub(before), Relaxed);
 }
 
-async fn preload(client: &Client, args: &BenchArgs, progress: &indicatif::ProgressBar) {
-    progress.set_length(u64::from(args.keys));
+/// A write that sends messages to the receivers of this sender.
+fn send(args: &BenchArgs, index: u32, counter: u64) -> Change {
+    let receiver = |n| {
+        Position::new(
+            RECEIVERS,
+            &key(args.seed, index.wrapping_mul(args.fan_out).wrapping_add(n)),
+        )
+    };
+    let patch = format!(r#"{{"count":{counter}}}"#).into();
+    Change::Send {
+        to: (0..args.fan_out).map(receiver).collect(),
+        body: Box::new(Body::Merge { patch }),
+    }
+}
+
+/// The service that receives messages.
+const RECEIVERS: &str = "profile";
+
+async fn preload(client: &Client, args: &BenchArgs, service: &str, keys: u32, progress: &indicatif::ProgressBar) {
+    progress.set_length(u64::from(keys));
     progress.set_message("preloading");
     let next = Arc::new(AtomicU64::new(0));
     let tasks: Vec<_> = (0..args.clients.max(64))
         .map(|_| {
             let (client, args, next, progress) = (client.clone(), args.clone(), Arc::clone(&next), progress.clone());
+            let service = service.to_owned();
             tokio::spawn(async move {
                 loop {
                     let index = next.fetch_add(1, Relaxed);
-                    if index >= u64::from(args.keys) {
+                    if index >= u64::from(keys) {
                         return;
                     }
                     let index = index as u32;
                     let write = Write {
-                        service: args.service.clone(),
+                        service: service.clone(),
                         key: key(args.seed, index),
                         id: RequestId::random(),
                         condition: Condition::Always,
@@ -357,6 +454,7 @@ fn report(
     own_us: u64,
     local: bool,
     lost: &[String],
+    delivered: Delivered,
 ) -> Outcome {
     let seconds = measured.as_secs_f64();
     let count = total.puts.len() + total.gets.len();
@@ -366,6 +464,7 @@ fn report(
             Workload::Put => "put",
             Workload::Get => "get",
             Workload::Mix => "mix",
+            Workload::Activity => "activity",
         },
         seconds,
         args.clients,
@@ -395,6 +494,26 @@ fn report(
             json!({"count": histogram.len(), "perSecond": rate, "p50Us": at(0.5), "p90Us": at(0.9), "p99Us": at(0.99),
                    "p999Us": at(0.999), "maxUs": histogram.max()}),
         );
+    }
+    let is_activity = args.workload == Workload::Activity;
+    let applied_per_s = delivered.applied as f64 / seconds;
+    if is_activity {
+        let within = |share| {
+            delivered
+                .quantile(share)
+                .map_or("over 5000".to_owned(), |ms| format!("within {ms}"))
+        };
+        text += &format!(
+            "applied {applied_per_s:>9.0} messages/s   p50 {}  p99 {} ms from commit to applied, {} refused, {} outstanding at the end\n",
+            within(0.5),
+            within(0.99),
+            delivered.refused,
+            delivered.outstanding,
+        );
+        if local && delivered.applied > 0 {
+            let per_message = server_us as f64 / delivered.applied as f64;
+            text += &format!("cpu    servers {per_message:.1} us per message applied, writes included\n");
+        }
     }
     text += &format!("gap    longest time without a success {:.0} ms\n", ms(gap_us));
     let errors = total.refused + total.unknown + total.unreachable + total.timed_out + total.other;
@@ -435,6 +554,11 @@ fn report(
         "errors": {"refused": total.refused, "unknown": total.unknown, "unreachable": total.unreachable,
                    "timedOut": total.timed_out, "other": total.other},
         "cpuUsPerRequest": {"servers": local.then(|| per(server_us)), "client": per(own_us)},
+        "messages": is_activity.then(|| json!({
+            "applied": delivered.applied, "perSecond": applied_per_s, "refused": delivered.refused,
+            "outstanding": delivered.outstanding, "fanOut": args.fan_out,
+            "p50WithinMs": delivered.quantile(0.5), "p99WithinMs": delivered.quantile(0.99),
+        })),
         "verify": args.verify.then(|| json!({"keys": total.written.len(), "lost": lost.len()})),
     });
     Outcome {

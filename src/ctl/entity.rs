@@ -61,7 +61,7 @@ pub(super) async fn run(env: &Environment, service: &str, command: EntityCommand
                 ));
             };
             let change = Change::Send {
-                to: Position::new(to_service, to_key),
+                to: vec![Position::new(to_service, to_key)],
                 body: Box::new(Body::Call {
                     action,
                     params: data.into(),

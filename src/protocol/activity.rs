@@ -148,6 +148,128 @@ pub struct PairView {
 /// Messages in one view of a pair.
 pub const PAIR_VIEW_MAX: usize = 64;
 
+/// What an operator does to what one entity has outstanding for another.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum ActivityAction {
+    /// Try again now instead of when it would be due.
+    Retry,
+    /// Stop sending; everything is kept.
+    Park,
+    /// Go on sending.
+    Unpark,
+    /// Take a message back. If its receiver has applied it already, that stands.
+    Cancel {
+        /// Its number.
+        number: u64,
+    },
+    /// Take the first message back that is not known to be applied, so that those behind it can go on.
+    Skip,
+}
+
+/// What an entity has to do with others.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct ActivityView {
+    /// Messages that it has outstanding, over all pairs.
+    pub outstanding: u64,
+    /// Sessions that it has ever opened.
+    pub sessions: u64,
+    /// Senders that it has ever forgotten.
+    pub closed: u64,
+    /// One item per other entity with which a session is open in either direction, in their order.
+    pub pairs: Vec<PartnerView>,
+    /// Where to go on, if there are more.
+    pub next: Option<Position>,
+    /// The latest messages that others refused.
+    pub rejections: Vec<Rejection>,
+    /// Where one other entity was asked for: the messages outstanding for it, the first ones.
+    pub messages: Vec<MessageView>,
+}
+
+/// Two entities, seen from one of them.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PartnerView {
+    /// The other one.
+    pub with: Position,
+    /// What this one sends.
+    pub sends: Option<SendView>,
+    /// What this one has had: session, number of the last message applied, the version that it led to.
+    pub had: Option<(u64, u64, u64)>,
+}
+
+/// What one entity sends another, from the sender's rows, and how its shard's leader is getting on with it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SendView {
+    /// The session.
+    pub session: u64,
+    /// Number that the next message gets.
+    pub next: u64,
+    /// All messages up to this number are known to be applied.
+    pub acked: u64,
+    /// The session ends.
+    pub closing: bool,
+    /// Tentative operations open with the other entity.
+    pub open: u32,
+    /// Who stopped the sending and why, and when by the leader's wall clock. Unit: ms since 1970.
+    pub held: Option<(String, u64)>,
+    /// When the oldest message outstanding was recorded, by the leader's wall clock. Unit: ms since 1970.
+    pub oldest_ms: Option<u64>,
+    /// How often it was tried in vain since anything worked.
+    pub attempts: u32,
+    /// When it is tried again. Unit: ms from now.
+    pub retry_in_ms: Option<u64>,
+}
+
+/// A message outstanding.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MessageView {
+    /// Its number in the session.
+    pub number: u64,
+    /// How many messages caused one another up to this one.
+    pub depth: u8,
+    /// When it was recorded, by the leader's wall clock. Unit: ms since 1970.
+    pub wall_ms: u64,
+    /// What it asks for.
+    pub body: Body,
+}
+
+/// One row of a listing of what entities send: sender, receiver, and how it stands.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ActivityItem {
+    /// Sending entity.
+    pub from: Position,
+    /// Receiving entity.
+    pub to: Position,
+    /// How it stands.
+    pub sends: SendView,
+}
+
+/// Which pairs a listing wants.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum ActivityFilter {
+    /// All with an open session.
+    #[default]
+    All,
+    /// Those with messages outstanding.
+    Pending,
+    /// Those that an operator stopped.
+    Parked,
+    /// Those with tentative operations open.
+    Tentative,
+}
+
+impl ActivityFilter {
+    /// Whether it wants a pair with so much outstanding.
+    pub fn wants(self, outstanding: u64, is_held: bool, open: u32) -> bool {
+        match self {
+            ActivityFilter::All => true,
+            ActivityFilter::Pending => outstanding > 0,
+            ActivityFilter::Parked => is_held,
+            ActivityFilter::Tentative => open > 0,
+        }
+    }
+}
+
 /// A message that its receiver refused, as the sender remembers it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Rejection {

@@ -2,7 +2,7 @@
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 
-use super::activity::{Body, PairView, Sent};
+use super::activity::{ActivityAction, ActivityFilter, ActivityItem, ActivityView, Body, PairView, Sent};
 use super::change::{Changed, Since, Version};
 use super::error::WireError;
 use super::id::{ClusterId, Epoch, NodeId, OpId, ReplicaId, RequestId, ShardId};
@@ -92,6 +92,32 @@ pub enum Request {
         key: String,
         /// The receiver.
         with: Position,
+    },
+    /// What an entity sends others and has had from them; linearizable.
+    Activities {
+        /// Service.
+        service: String,
+        /// Entity key.
+        key: String,
+        /// This other entity only, with the messages outstanding for it.
+        with: Option<Position>,
+        /// Pairs from here on.
+        after: Option<Position>,
+        /// At most this many pairs or messages.
+        limit: u32,
+    },
+    /// What the entities of one shard send, beginning at `from`, in the order of the senders.
+    ListActivities {
+        /// First sender wanted.
+        from: Position,
+        /// First sender no longer wanted.
+        to: Position,
+        /// Behind this pair: where the listing before ended.
+        after: Option<(Position, Position)>,
+        /// Which pairs.
+        filter: ActivityFilter,
+        /// At most this many.
+        limit: u32,
     },
     /// What became of a write.
     ShowRequest {
@@ -387,12 +413,23 @@ pub enum Change {
     Patch(Bytes),
     /// Remove the entity.
     Delete,
-    /// Send a message by hand, as a write of its sender.
+    /// Send messages by hand, as a write of their sender.
     Send {
-        /// Whom.
-        to: Position,
-        /// What is wanted of it.
+        /// Whom, each one message.
+        to: Vec<Position>,
+        /// What is wanted of them.
         body: Box<Body>,
+    },
+    /// Do something to what the entity has outstanding for another. Its version stays.
+    Activity {
+        /// The other entity.
+        with: Position,
+        /// What is done.
+        action: ActivityAction,
+        /// Who does it: set by the first node from the caller's certificate.
+        by: String,
+        /// Why.
+        because: String,
     },
 }
 
@@ -402,7 +439,8 @@ impl Change {
         match self {
             Change::Put(document) | Change::Post(document) | Change::Patch(document) => document.len(),
             Change::Delete => 0,
-            Change::Send { to, body } => to.0.len() + body.size(),
+            Change::Send { to, body } => to.iter().map(|to| to.0.len() + 2).sum::<usize>() + body.size(),
+            Change::Activity { with, by, because, .. } => with.0.len() + by.len() + because.len() + 10,
         }
     }
 }
@@ -467,6 +505,17 @@ pub enum Response {
     Joined(Box<Joined>),
     /// To `RegisterNode`.
     Registered(NodeInfo),
+    /// To `Activities`.
+    Activities(Box<ActivityView>),
+    /// To `ListActivities`.
+    ActivitiesListed {
+        /// In the order of senders, then of receivers.
+        items: Vec<ActivityItem>,
+        /// Ask again with this `after` for more of this shard.
+        after: Option<(Position, Position)>,
+        /// Where the next shard begins, if all of this one was listed and more was asked for.
+        next: Option<Position>,
+    },
     /// Between nodes only: what became of parcels, by their slots.
     Receipts(Vec<(u32, Receipt)>),
     /// To `VerifyShard`.

@@ -10,7 +10,7 @@ use super::node::{Forwarded, Node, PlantedBug, bad_split, busy, follow, merge, s
 use super::replica::{Read, Replica, Waiter, Waiting, role_name};
 use super::state::{State, StateError};
 use super::time::Time;
-use crate::protocol::activity;
+use crate::protocol::activity::{self, ActivityAction};
 use crate::protocol::change::{CHANGES_MAX, CHANGES_WAIT_MS_MAX};
 use crate::protocol::error::{Code, WireError};
 use crate::protocol::id::{DIRECTORY_SHARD, NodeId, RequestId, ShardId};
@@ -44,6 +44,12 @@ impl Node {
         *self.counters.entry(counter(&request)).or_default() += 1;
         if let Some(id) = request_id(&request) {
             waiting.id = id;
+        }
+        if let Request::Write(write) = &mut request
+            && let Change::Activity { by, .. } = &mut write.change
+            && hops == 0
+        {
+            principal.name.clone_into(by);
         }
         let checked = allowed(&principal, &request).and_then(|()| self.admit(&mut request, hops));
         if let Err(error) = checked {
@@ -115,6 +121,8 @@ impl Node {
             | Request::ShowPair { .. }
             | Request::Children { .. }
             | Request::History { .. }
+            | Request::Activities { .. }
+            | Request::ListActivities { .. }
             | Request::Write(_) => replica.shard.frozen.is_some().then(|| merge::frozen(&replica.shard)),
             Request::MergeShards { left_epoch, right, .. } => {
                 let checked = self.check_merge(&replica.shard, *left_epoch, right);
@@ -161,6 +169,20 @@ impl Node {
                 service_exists(service)?;
                 key::check_entity_key(key).map_err(bad)
             }
+            Request::Activities {
+                service, key, limit, ..
+            } => {
+                *limit = (*limit).clamp(1, LIST_ITEMS_MAX);
+                service_exists(service)?;
+                key::check_entity_key(key).map_err(bad)
+            }
+            Request::ListActivities { from, to, limit, .. } => {
+                if from.0.is_empty() || from > to {
+                    return Err(WireError::new(Code::BadRequest, "an empty or reversed range"));
+                }
+                *limit = (*limit).clamp(1, LIST_ITEMS_MAX);
+                service_exists(from.parts().0)
+            }
             Request::Write(write) => {
                 service_exists(&write.service)?;
                 if let Change::Post(_) = write.change {
@@ -176,9 +198,25 @@ impl Node {
                     Change::Put(document) | Change::Post(document) | Change::Patch(document) => document,
                     Change::Delete => return Ok(()),
                     Change::Send { to, body } => {
-                        activity::check_receiver(to)?;
-                        service_exists(to.parts().0)?;
+                        if to.is_empty() || to.len() as u64 > OUTBOX_ENTITY_MAX {
+                            let text = format!(
+                                "{} receivers, 1 to {OUTBOX_ENTITY_MAX} are allowed; nothing was changed",
+                                to.len()
+                            );
+                            return Err(WireError::new(Code::BadRequest, text));
+                        }
+                        for to in to {
+                            activity::check_receiver(to)?;
+                            service_exists(to.parts().0)?;
+                        }
                         return body.check();
+                    }
+                    Change::Activity { with, because, .. } => {
+                        if because.len() > activity::REASON_BYTES_MAX {
+                            let text = format!("a reason of {} bytes; nothing was changed", because.len());
+                            return Err(WireError::new(Code::BadRequest, text));
+                        }
+                        return activity::check_receiver(with);
                     }
                 };
                 if document.len() > DOCUMENT_BYTES_MAX {
@@ -242,9 +280,10 @@ impl Node {
             | Request::ShowRequest { service, key, .. }
             | Request::ShowPair { service, key, .. }
             | Request::Children { service, key, .. }
+            | Request::Activities { service, key, .. }
             | Request::History { service, key } => by_position(&Position::new(service, key)),
             Request::Write(write) => by_position(&Position::new(&write.service, &write.key)),
-            Request::List { from, .. } => by_position(from),
+            Request::List { from, .. } | Request::ListActivities { from, .. } => by_position(from),
             Request::Changes { ranges, .. } => by_position(&follow::first_of(ranges)),
             Request::SplitShard { shard, .. }
             | Request::TransferLeader { shard, .. }
@@ -390,6 +429,7 @@ impl Node {
             return self.reply(waiting, Response::Error(error), None, None, effects);
         }
         let refusing = self.refusing;
+        let is_full = self.outstanding_messages(shard).unwrap_or(0) >= OUTBOX_SHARD_MAX;
         let Some(replica) = self.replicas.get_mut(&shard) else {
             return;
         };
@@ -400,12 +440,17 @@ impl Node {
             | Request::Children { .. }
             | Request::ShowPair { .. }
             | Request::History { .. }
+            | Request::Activities { .. }
+            | Request::ListActivities { .. }
             | Request::Changes { .. } => {
                 return self.read_here(shard, waiting, request, state, effects);
             }
             Request::VerifyShard { .. } => return self.verify_here(shard, waiting),
             Request::Write(write) => {
-                if refusing && write.change != Change::Delete {
+                if matches!(write.change, Change::Send { .. }) && is_full {
+                    let text = format!("{shard} has over {OUTBOX_SHARD_MAX} messages outstanding; nothing was changed");
+                    Some(WireError::new(Code::OutboxFull, text))
+                } else if refusing && write.change != Change::Delete {
                     Some(WireError::new(
                         Code::DiskFull,
                         "the leader's disk is nearly full; nothing was changed",
@@ -673,6 +718,33 @@ impl Node {
                 }
                 (list(replica, from, to, *limit, *documents, state)?, None)
             }
+            Request::Activities {
+                service,
+                key,
+                with,
+                after,
+                limit,
+            } => {
+                let position = Position::new(service, key);
+                if !replica.shard.range.contains(&position) {
+                    return Ok(stale(&position));
+                }
+                let view = self.activities(replica, &position, with.as_ref(), after.as_ref(), *limit, state)?;
+                (Response::Activities(Box::new(view)), None)
+            }
+            Request::ListActivities {
+                from,
+                to,
+                after,
+                filter,
+                limit,
+            } => {
+                if !replica.shard.range.contains(from) {
+                    return Ok(stale(from));
+                }
+                let listed = self.list_activities(replica, from, to, after.as_ref(), *filter, *limit, state)?;
+                (listed, None)
+            }
             _ => (Response::Error(WireError::new(Code::BadRequest, "not a read")), None),
         })
     }
@@ -724,6 +796,7 @@ impl Node {
                 .counters
                 .iter()
                 .map(|(&name, &count)| (name.to_owned(), count))
+                .chain(self.message_gauges())
                 .collect(),
             store_bytes: self.store_bytes,
             disk_free_bytes: self.disk_free,
@@ -819,12 +892,22 @@ fn allowed(principal: &Principal, request: &Request) -> Result<(), WireError> {
             Role::Viewer
         }
         Request::ShowSchemas { .. } => Role::Viewer,
+        Request::Activities { .. } | Request::ListActivities { .. } => Role::Viewer,
         Request::ListOps { .. }
         | Request::ShowSettings
         | Request::MayStop { .. }
         | Request::VerifyShard { .. }
         | Request::Changes { .. }
         | Request::History { .. } => Role::Viewer,
+        // What ends a message without an effect is more than a write of its sender.
+        Request::Write(Write {
+            change:
+                Change::Activity {
+                    action: ActivityAction::Cancel { .. } | ActivityAction::Skip,
+                    ..
+                },
+            ..
+        }) => Role::Admin,
         Request::Write(_) => Role::Writer,
         Request::AllocateIds { .. }
         | Request::SplitShard { .. }
@@ -901,11 +984,13 @@ fn counter(request: &Request) -> &'static str {
             Change::Patch(_) => "patch",
             Change::Delete => "delete",
             Change::Send { .. } => "send",
+            Change::Activity { .. } => "activity",
         },
         Request::List { .. } => "list",
         Request::Changes { .. } => "changes",
         Request::History { .. } => "history",
         Request::ShowRequest { .. } => "show_request",
+        Request::Activities { .. } | Request::ListActivities { .. } => "activities",
         Request::Map => "map",
         Request::Status => "status",
         _ => "admin",

@@ -716,7 +716,7 @@ fn once(records: &[&Record]) -> Result<(), Violation> {
             (_, Outcome::Saw(Some((version, Some(document))))) => (document, *version),
             (Asked::Write { change, .. }, Outcome::Ok(version)) => match change {
                 Change::Put(document) | Change::Post(document) => (document, *version),
-                Change::Patch(_) | Change::Delete | Change::Send { .. } => continue,
+                Change::Patch(_) | Change::Delete | Change::Send { .. } | Change::Activity { .. } => continue,
             },
             _ => continue,
         };

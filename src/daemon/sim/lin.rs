@@ -487,6 +487,8 @@ fn apply(state: &State, operation: &Operation) -> Option<State> {
         (Change::Put(document), _) | (Change::Post(document), None) => Some(document.clone()),
         (Change::Patch(patch), Some(document)) => Some(merge_patch(document, patch).ok()?),
         (Change::Delete, Some(_)) => None,
+        // Nobody draws these; and they change nothing that a reader sees.
+        (Change::Activity { .. }, document) => document.clone(),
         (Change::Send { .. }, Some(document)) => Some(document.clone()),
         (Change::Post(_), Some(_)) | (Change::Patch(_) | Change::Delete | Change::Send { .. }, None) => return None,
     };
@@ -536,7 +538,8 @@ impl fmt::Display for Operation {
                     Change::Post(document) => write!(f, "post {}", text(document))?,
                     Change::Patch(patch) => write!(f, "patch {}", text(patch))?,
                     Change::Delete => write!(f, "delete ({})", self.tag)?,
-                    Change::Send { to, body } => write!(f, "send {} to {to} ({})", body.action(), self.tag)?,
+                    Change::Send { to, body } => write!(f, "send {} to {to:?} ({})", body.action(), self.tag)?,
+                    Change::Activity { with, action, .. } => write!(f, "{action:?} with {with} ({})", self.tag)?,
                 }
                 match condition {
                     Condition::Always => {}

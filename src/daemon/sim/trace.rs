@@ -301,6 +301,7 @@ impl fmt::Display for BriefRequest<'_> {
                     Change::Patch(_) => "patch",
                     Change::Delete => "delete",
                     Change::Send { .. } => "send from",
+                    Change::Activity { .. } => "tend messages of",
                 };
                 write!(f, "{what} {}/{} {:?}", write.service, write.key, write.condition)
             }

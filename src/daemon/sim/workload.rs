@@ -830,14 +830,14 @@ impl Client {
                 // Each sender has a field of its own: whoever comes last in it says what it is to be.
                 let patch = format!(r#"{{"{service}/{key}":{value}}}"#).into();
                 let body = Box::new(Body::Merge { patch });
-                (Condition::Always, Change::Send { to, body })
+                (Condition::Always, Change::Send { to: vec![to], body })
             }
             _ => {
                 let count = self.rng.usize(..20);
                 let next = (0..count).map(|_| self.mail_entity()).collect();
                 let field = format!("r{value}");
                 let body = Box::new(Relay { field, value, next }.body());
-                (Condition::Always, Change::Send { to, body })
+                (Condition::Always, Change::Send { to: vec![to], body })
             }
         };
         let id = self.request_id();

@@ -7,6 +7,7 @@ use bytes::Bytes;
 
 use super::head::SchemaMark;
 use super::machine::Context;
+use super::message::PairNews;
 use crate::daemon::core::state::{State, StateError};
 use crate::protocol::activity::Body;
 use crate::protocol::error::{Code, WireError};
@@ -39,6 +40,8 @@ pub struct Draft<'a> {
     /// Messages to be recorded, in order.
     pub sends: Vec<(Position, Body)>,
     pub(super) rows: BTreeMap<Bytes, Option<Bytes>>,
+    /// Pairs that an operator did something to.
+    pub(super) pairs: Vec<PairNews>,
     state: &'a dyn State,
 }
 
@@ -73,6 +76,7 @@ impl<'a> Draft<'a> {
             document: None,
             sends: Vec::new(),
             rows: BTreeMap::new(),
+            pairs: Vec::new(),
             state,
         }
     }

@@ -23,6 +23,8 @@ pub struct Delivered {
     pub applied: Range<u64>,
     /// Those of them that were refused.
     pub refused: Vec<u64>,
+    /// How long each was on its way, by the two leaders' wall clocks. Unit: ms.
+    pub lags_ms: Vec<u64>,
 }
 
 /// The receipt of a parcel that can't change anything, from the rows as they are: for a leader, who need not trouble the
@@ -57,6 +59,7 @@ pub fn deliver(
         receipt,
         applied: 0..0,
         refused: Vec::new(),
+        lags_ms: Vec::new(),
     };
     if let Some(receipt) = inspect(parcel, state)? {
         return Ok(nothing(receipt));
@@ -74,9 +77,15 @@ pub fn deliver(
         .filter(|known| known.session == parcel.session)
         .map_or(0, |known| known.last);
     let skip = (last + 1 - first) as usize;
-    let (mut number, mut refused) = (last, Vec::new());
+    let (mut number, mut refused, mut lags_ms) = (last, Vec::new(), Vec::new());
     for letter in &letters[skip..] {
         number += 1;
+        let letter: Option<Letter> = codec::decode(letter).ok();
+        lags_ms.extend(
+            letter
+                .as_ref()
+                .map(|letter| context.wall_ms.saturating_sub(letter.wall_ms)),
+        );
         if !take(&mut subject, parcel, number, letter, context, rules, state, delta)? {
             refused.push(number);
         }
@@ -92,6 +101,7 @@ pub fn deliver(
         receipt: Receipt::Applied { last: number },
         applied: last + 1..number + 1,
         refused,
+        lags_ms,
     })
 }
 
@@ -101,14 +111,13 @@ fn take(
     subject: &mut Subject,
     parcel: &Parcel,
     number: u64,
-    letter: &[u8],
+    letter: Option<Letter>,
     context: Context,
     rules: &dyn Rules,
     state: &mut dyn State,
     delta: &mut Delta,
 ) -> Result<bool, StateError> {
-    let letter: Result<Letter, _> = codec::decode(letter);
-    let Ok(letter) = letter else {
+    let Some(letter) = letter else {
         let error = WireError::new(Code::Internal, "the message can't be read");
         tell(subject, parcel, number, "unreadable", error, 0, context, state, delta)?;
         return Ok(false);

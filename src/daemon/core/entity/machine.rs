@@ -72,7 +72,7 @@ pub fn apply(
         Change::Put(_) | Change::Post(_) => Some(ChangeKind::Put),
         Change::Patch(_) => Some(ChangeKind::Patch),
         Change::Delete => Some(ChangeKind::Delete),
-        Change::Send { .. } => None,
+        Change::Send { .. } | Change::Activity { .. } => None,
     };
     let decided = decide(write, &subject.head, rules, &mut draft, state).map(|()| draft.decided());
     let outcome = match draft::outcome(decided)? {
@@ -213,7 +213,18 @@ fn decide(
         Change::Send { to, body } => {
             // A write of the sender like another: its version tells it from others.
             draft.document = Some(Some(before.document.clone()));
-            draft.send(to.clone(), (**body).clone());
+            for to in to {
+                draft.send(to.clone(), (**body).clone());
+            }
+        }
+        Change::Activity {
+            with,
+            action,
+            by,
+            because,
+        } => {
+            let by = format!("{by}: {because}");
+            return outbox::operate(draft, with, *action, by, state).map_err(but_unchanged);
         }
     }
     rules.follow(draft).map_err(but_unchanged)?;
@@ -415,6 +426,10 @@ fn digest(write: &Write) -> u32 {
         Change::Send { to, body } => {
             sent = codec::encode(&(to, body));
             (5, &sent)
+        }
+        Change::Activity { with, action, .. } => {
+            sent = codec::encode(&(with, action));
+            (6, &sent)
         }
     };
     let condition = codec::encode(&write.condition);

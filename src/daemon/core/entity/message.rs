@@ -105,6 +105,8 @@ pub struct PairNews {
     pub partner: Option<Partner>,
     /// The message that was recorded with it.
     pub letter: Option<Bytes>,
+    /// Somebody wants it to be tried at once.
+    pub again: bool,
 }
 
 impl Partner {

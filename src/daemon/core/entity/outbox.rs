@@ -5,7 +5,7 @@ use super::message::*;
 use super::subject::Subject;
 use crate::daemon::core::limits::{MESSAGE_DEPTH_MAX, OUTBOX_ENTITY_MAX};
 use crate::daemon::core::state::{State, StateError};
-use crate::protocol::activity::{Body, Sent};
+use crate::protocol::activity::{ActivityAction, Body, Sent};
 use crate::protocol::codec;
 use crate::protocol::error::Code;
 use crate::protocol::key::Position;
@@ -87,10 +87,60 @@ pub(super) fn send(
             to,
             partner: Some(partner),
             letter: Some(letter),
+            again: false,
         });
     }
     state.put(tally_row(&from), Some(codec::encode(&tally)));
     Ok(sent)
+}
+
+/// Drafts what an operator does to a pair.
+pub(super) fn operate(
+    draft: &mut Draft<'_>,
+    to: &Position,
+    action: ActivityAction,
+    by: String,
+    state: &dyn State,
+) -> Result<(), Stop> {
+    let from = draft.position;
+    let row = partner_row(from, to);
+    let Some(mut partner) = read_row::<Partner>(&row, state)? else {
+        return refuse(Code::NoSuchMessage, format!("{from} has no session open with {to}"));
+    };
+    let wall_ms = draft.context.wall_ms;
+    match action {
+        ActivityAction::Retry => {}
+        ActivityAction::Park => partner.held = Some(Held { by, since_ms: wall_ms }),
+        ActivityAction::Unpark => partner.held = None,
+        ActivityAction::Cancel { .. } | ActivityAction::Skip => {
+            let first = partner.acked + 1;
+            let number = match action {
+                ActivityAction::Cancel { number } => number,
+                _ => first,
+            };
+            if number < first || number >= partner.next {
+                let text = format!("{from} has no message {number} outstanding for {to}");
+                return refuse(Code::NoSuchMessage, text);
+            }
+            let letter = Letter {
+                depth: 1,
+                wall_ms,
+                body: Body::Cancelled { by },
+            };
+            draft
+                .rows
+                .insert(outbox_row(from, to, number), Some(codec::encode(&letter)));
+        }
+    }
+    draft.rows.insert(row, Some(codec::encode(&partner)));
+    draft.pairs.push(PairNews {
+        from: from.clone(),
+        to: to.clone(),
+        partner: Some(partner),
+        letter: None,
+        again: true,
+    });
+    Ok(())
 }
 
 /// Takes in what is known of a pair. What is late, or was heard before, changes nothing.
@@ -143,6 +193,7 @@ pub fn acknowledge(known: &Acknowledgement, state: &mut dyn State, delta: &mut D
                     to: to.clone(),
                     partner: None,
                     letter: None,
+                    again: false,
                 });
             }
             return Ok(());
@@ -155,6 +206,7 @@ pub fn acknowledge(known: &Acknowledgement, state: &mut dyn State, delta: &mut D
         to: to.clone(),
         partner: Some(partner),
         letter: None,
+        again: false,
     });
     Ok(())
 }

@@ -390,7 +390,7 @@ fn what_is_no_child_takes_no_calls() {
     world.put("campaign", "c-2", r#"{"name":"b"}"#);
     world.put("profile", "p-1", r#"{"campaign":"c-1"}"#);
     let call = |key: &str| Change::Send {
-        to: Position::new("profile", key),
+        to: vec![Position::new("profile", key)],
         body: Box::new(Body::Call {
             action: "pause".to_owned(),
             params: "{}".into(),

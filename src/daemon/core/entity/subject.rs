@@ -4,6 +4,7 @@ use bytes::Bytes;
 use super::draft::Draft;
 use super::head::{Head, SchemaMark};
 use super::machine::{Context, Delta, decode_head};
+use super::message::PairNews;
 use super::{outbox, past};
 use crate::daemon::core::changes::Noted;
 use crate::daemon::core::state::{State, StateError};
@@ -25,6 +26,7 @@ pub(in crate::daemon::core) struct Subject {
 pub(super) struct Decided {
     document: Option<Option<Bytes>>,
     rows: Vec<(Bytes, Option<Bytes>)>,
+    pairs: Vec<PairNews>,
     sends: Vec<(Position, Body)>,
     schema: Option<SchemaMark>,
     depth: u8,
@@ -95,6 +97,7 @@ impl Subject {
                 cause: change.cause(),
             });
         }
+        delta.pairs.extend(decided.pairs);
         for (row, value) in decided.rows {
             state.put(row, value);
         }
@@ -116,6 +119,7 @@ impl Draft<'_> {
         Decided {
             document: self.document,
             rows: self.rows.into_iter().collect(),
+            pairs: self.pairs,
             sends: self.sends,
             schema: self.schema,
             depth: self.depth,

@@ -11,7 +11,7 @@ use super::outbox::acknowledge;
 use super::testing::Rows;
 use crate::daemon::core::limits::OUTBOX_ENTITY_MAX;
 use crate::daemon::core::state::State;
-use crate::protocol::activity::{Body, Rejection, Sent};
+use crate::protocol::activity::{ActivityAction, Body, Rejection, Sent};
 use crate::protocol::codec;
 use crate::protocol::error::Code;
 use crate::protocol::id::{RequestId, ShardId};
@@ -95,7 +95,7 @@ impl World {
         self.write(
             from,
             Change::Send {
-                to: to.clone(),
+                to: vec![to.clone()],
                 body: Box::new(body),
             },
         )
@@ -362,7 +362,7 @@ fn a_refusal_is_told_to_the_sender_and_remembered() {
     let mut world = World::new(1);
     let (a, nobody) = (entity("a"), entity("nobody"));
     let change = Change::Send {
-        to: nobody.clone(),
+        to: vec![nobody.clone()],
         body: Box::new(merge("x", 1)),
     };
     world.write(&a, change).expect("sent");
@@ -385,7 +385,7 @@ fn a_full_outbox_refuses_and_changes_nothing() {
     };
     world.rows.put(tally_row(&a), Some(codec::encode(&tally)));
     let send = || Change::Send {
-        to: b.clone(),
+        to: vec![b.clone()],
         body: Box::new(Body::Delete),
     };
     let sent = world.write(&a, send()).expect("one more");
@@ -406,7 +406,7 @@ fn a_repeated_send_sends_nothing_more_and_names_the_same_message() {
     };
     run(1, Change::Put("{}".into()));
     let send = || Change::Send {
-        to: entity("b"),
+        to: vec![entity("b")],
         body: Box::new(merge("x", 1)),
     };
     let first = run(2, send());
@@ -450,4 +450,44 @@ fn a_leader_answers_by_itself_what_changes_nothing() {
     assert_eq!(look(&world, &good), None);
     world.deliver(good.clone());
     assert_eq!(look(&world, &good), Some(Receipt::Applied { last: 1 }));
+}
+
+#[test]
+fn an_operator_parks_and_takes_back_messages() {
+    let mut world = World::new(1);
+    let (a, b) = (entity("a"), entity("b"));
+    let act = |action| Change::Activity {
+        with: b.clone(),
+        action,
+        by: "ada".to_owned(),
+        because: "a test".to_owned(),
+    };
+    assert_eq!(world.write(&a, act(ActivityAction::Park)), Err(Code::NoSuchMessage));
+    for _ in 0..3 {
+        world.send(&a, &b);
+    }
+    let version = |world: &World| machine::read(&a, &world.rows).expect("rows").expect("there").version;
+    let before = version(&world);
+    world.write(&a, act(ActivityAction::Park)).expect("parked");
+    let held = world.partners()[0].1.held.clone().expect("held");
+    assert_eq!(held.by, "ada: a test");
+    world.write(&a, act(ActivityAction::Unpark)).expect("unparked");
+    world.write(&a, act(ActivityAction::Skip)).expect("skipped");
+    world
+        .write(&a, act(ActivityAction::Cancel { number: 2 }))
+        .expect("cancelled");
+    assert_eq!(
+        world.write(&a, act(ActivityAction::Cancel { number: 4 })),
+        Err(Code::NoSuchMessage)
+    );
+    assert_eq!(version(&world), before, "the entity itself is as it was");
+    let before = machine::read(&b, &world.rows).expect("rows").expect("there").version;
+    for number in 1..=3 {
+        assert_eq!(
+            pass(&mut world.rows, &a, &b, number, 0),
+            Receipt::Applied { last: number }
+        );
+    }
+    let after = machine::read(&b, &world.rows).expect("rows").expect("there").version;
+    assert_eq!(after, before + 1, "of three messages one had an effect");
 }

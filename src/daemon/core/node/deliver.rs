@@ -22,6 +22,7 @@ impl Node {
         let mut delta = Delta::default();
         let mut receipts = Vec::with_capacity(parcels.len());
         let (mut applied, mut refused) = (0, 0);
+        let counts = replica.is_leader();
         for parcel in parcels {
             if !replica.shard.range.contains(&parcel.to) {
                 receipts.push((parcel.slot, Receipt::Elsewhere(self.hint_for(&parcel.to))));
@@ -40,13 +41,18 @@ impl Node {
             let delivered = inbox::deliver(parcel, context, &rules, state, &mut delta)?;
             applied += delivered.applied.end - delivered.applied.start;
             refused += delivered.refused.len() as u64;
+            for &lag_ms in delivered.lags_ms.iter().filter(|_| counts) {
+                let bound = LAGS.iter().find(|(bound_ms, _)| lag_ms <= *bound_ms);
+                let name = bound.map_or(LAG_BEYOND, |(_, name)| name);
+                *self.counters.entry(name).or_default() += 1;
+            }
             self.tell_delivered(replica, entry, parcel, &delivered, effects);
             if let Some(before) = before.filter(|_| !delivered.applied.is_empty()) {
                 self.mark_later(replica, parcel, before, state)?;
             }
             receipts.push((parcel.slot, delivered.receipt));
         }
-        if replica.is_leader() {
+        if counts {
             *self.counters.entry("messages_applied").or_default() += applied;
             *self.counters.entry("messages_refused").or_default() += refused;
         }
@@ -189,3 +195,19 @@ impl Node {
         Ok(())
     }
 }
+
+/// Counters of messages by how long they were on their way, each without those before it. Unit: ms.
+const LAGS: [(u64, &str); 11] = [
+    (2, "messages_within_2_ms"),
+    (5, "messages_within_5_ms"),
+    (10, "messages_within_10_ms"),
+    (20, "messages_within_20_ms"),
+    (50, "messages_within_50_ms"),
+    (100, "messages_within_100_ms"),
+    (200, "messages_within_200_ms"),
+    (500, "messages_within_500_ms"),
+    (1_000, "messages_within_1000_ms"),
+    (2_000, "messages_within_2000_ms"),
+    (5_000, "messages_within_5000_ms"),
+];
+const LAG_BEYOND: &str = "messages_later";

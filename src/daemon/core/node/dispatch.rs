@@ -71,6 +71,8 @@ struct State {
     alarm: Option<Time>,
     /// When anything last happened.
     active: Time,
+    /// Since when the first message that is outstanding has been the first.
+    waits_since: Time,
     attempts: u32,
 }
 
@@ -119,7 +121,7 @@ impl Sender {
 
     /// A pair's row is now like this.
     fn learn(&mut self, news: PairNews, now: Time) {
-        let pair = (news.from, news.to);
+        let (pair, again) = ((news.from, news.to), news.again);
         let Some(partner) = news.partner else {
             if let Some(state) = self.pairs.remove(&pair) {
                 self.outstanding -= state.partner.outstanding();
@@ -149,9 +151,12 @@ impl Sender {
         }
         state.done = state.done.max(partner.acked);
         state.active = now;
+        if partner.acked != state.partner.acked || state.partner.outstanding() == 0 {
+            state.waits_since = now;
+        }
         let was_held = state.partner.held.is_some();
         state.partner = partner;
-        if was_held && state.partner.held.is_none() {
+        if again || (was_held && state.partner.held.is_none()) {
             state.attempts = 0;
         }
         self.consider(pair, now);
@@ -295,6 +300,7 @@ impl Sender {
                         to,
                         partner,
                         letter: None,
+                        again: false,
                     },
                     now,
                 );
@@ -328,6 +334,44 @@ impl Node {
     /// Messages that the shard's entities have outstanding, as its leader knows.
     pub fn outstanding_messages(&self, shard: ShardId) -> Option<u64> {
         self.dispatch.senders.get(&shard).map(|sender| sender.outstanding)
+    }
+
+    /// How often a pair was tried in vain, and when it is tried again. Unit: ms.
+    pub(super) fn tries_of(&self, shard: ShardId, from: &Position, to: &Position) -> (u32, Option<u64>) {
+        let pair = (from.clone(), to.clone());
+        let known = self
+            .dispatch
+            .senders
+            .get(&shard)
+            .and_then(|sender| sender.pairs.get(&pair));
+        let Some(known) = known.filter(|known| known.attempts > 0) else {
+            return (0, None);
+        };
+        let due = known.alarm.map(|at| at.since(self.clock.now).as_millis());
+        (known.attempts, due)
+    }
+
+    /// How it stands with messages from the entities whose shards this node leads.
+    pub(in crate::daemon::core) fn message_gauges(&self) -> Vec<(String, u64)> {
+        let (mut outstanding, mut parked, mut tentative, mut oldest_ms, mut looked_at) = (0, 0, 0, 0, 0);
+        for sender in self.dispatch.senders.values() {
+            outstanding += sender.outstanding;
+            for known in sender.pairs.values().take(GAUGE_PAIRS_MAX - looked_at) {
+                looked_at += 1;
+                parked += u64::from(known.partner.held.is_some());
+                tentative += u64::from(known.partner.open);
+                if known.partner.outstanding() > 0 {
+                    oldest_ms = self.clock.now.since(known.waits_since).as_millis().max(oldest_ms);
+                }
+            }
+        }
+        let gauges = [
+            ("messages_outstanding", outstanding),
+            ("messages_parked_pairs", parked),
+            ("messages_tentative", tentative),
+            ("messages_oldest_ms", oldest_ms),
+        ];
+        gauges.map(|(name, value)| (name.to_owned(), value)).to_vec()
     }
 
     /// Pairs' rows have changed at a shard.
@@ -398,6 +442,10 @@ impl Node {
             let Some(mut sender) = self.dispatch.senders.remove(&shard) else {
                 continue;
             };
+            if !self.replicas.get(&shard).is_some_and(Replica::is_leader) {
+                // It was absorbed, or removed, or leads no more: whoever leads has a list of its own.
+                continue;
+            }
             let result = self.dispatch_shard(shard, &mut sender, &mut open, &mut own, now, state, effects);
             has_proposed |= self.propose_acknowledgements(shard, &mut sender, now);
             if !sender.unread.is_empty() || !sender.ready.is_empty() {
@@ -897,6 +945,8 @@ const PARCEL_LETTERS_MAX: usize = 1_000;
 const DISPATCH_PAIRS_MAX: usize = 10_000;
 /// Acknowledgements in one command.
 const ACKNOWLEDGEMENTS_MAX: usize = 5_000;
+/// Pairs looked at for the node's status.
+const GAUGE_PAIRS_MAX: usize = 100_000;
 /// Rows read in one step while a new leader makes its list.
 const READ_ROWS_MAX: usize = 1_000;
 /// What has not come back by then is sent again.

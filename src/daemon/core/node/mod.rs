@@ -29,6 +29,7 @@ use crate::protocol::shard_map::{
     Membership, NodeInfo, ReplicaDescriptor, ReplicaRole, ServiceInfo, ShardDescriptor, ShardMap, ShardSizes,
 };
 
+mod activities;
 mod apply;
 mod catch_up;
 mod clockwork;
