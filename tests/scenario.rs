@@ -17,6 +17,8 @@
 //! ask n1 get KEY | put KEY JSON | split s-1 KEY s-9 | transfer s-1 n2
 //! ask n1 add s-1 n4 r1000 | promote s-1 r1000 [for r1] | remove s-1 r1
 //! ask n1 freeze s-2 into s-1 | merge s-1 s-2 | bump s-1 | thaw s-2
+//! answer n2,n3 500 put KEY JSON ask n2, let 500 ms pass among n2 and n3, tell the answers; also with all of the above, and
+//!                               schema TOML, its lines separated by |
 //! copies                        one line for each copy of the shard
 //! quiet COMMAND                 do it without telling
 //! ```
@@ -29,6 +31,7 @@ use isx::daemon::sim::World;
 use isx::protocol::id::{NodeId, ReplicaId, RequestId, ShardId};
 use isx::protocol::key::Position;
 use isx::protocol::request::{Change, Condition, ReplicaChange, Request, Write};
+use isx::protocol::schema::bundle::NewSchema;
 use isx::protocol::shard_map::ShardDescriptor;
 
 const SERVICE: &str = "campaign";
@@ -99,6 +102,19 @@ impl Runner {
             ["disk", at, "flow"] => self.world.hold_disk(node(at)?, false),
             ["crash", at] => self.world.crash_by_hand(node(at)?),
             ["restart", at] => self.world.start_by_hand(node(at)?),
+            ["answer", among, ms, ..] => {
+                let among = among.split(',').map(node).collect::<Result<Vec<_>, _>>()?;
+                let ms = ms.parse().map_err(|_| format!("`{ms}` is no number of milliseconds"))?;
+                let request = self.request(&words[3..], line)?;
+                self.tag += 1;
+                let asked = self.world.ask(among[0], self.tag, request);
+                asked.map_err(|violation| violation.to_string())?;
+                let ran = self.world.run_among(&among, Span::millis(ms));
+                ran.map_err(|violation| violation.to_string())?;
+                let mut told = self.world.told(self.shard);
+                told.retain(|line| line.contains(" answers "));
+                return Ok(told);
+            }
             ["ask", at, ..] => {
                 let request = self.request(&words[2..], line)?;
                 self.tag += 1;
@@ -145,6 +161,24 @@ impl Runner {
                     condition: Condition::Always,
                     change: Change::Put(Bytes::from(document.to_owned())),
                 })
+            }
+            ["schema", ..] => {
+                let text = line
+                    .split_once("schema")
+                    .map(|(_, text)| text.trim())
+                    .unwrap_or_default();
+                let schema = NewSchema {
+                    service: SERVICE.to_owned(),
+                    text: text.replace(" | ", "\n"),
+                    expected: 0,
+                };
+                Request::SetSchemas {
+                    schemas: vec![schema],
+                    allow_breaking: false,
+                    because: String::new(),
+                    dry_run: false,
+                    id,
+                }
             }
             ["split", shard, key, child] => {
                 let shard: ShardId = shard.parse().map_err(|error| format!("{error}"))?;

@@ -1173,6 +1173,7 @@ fn goal(request: &Request) -> Goal {
         | Request::ShowSettings
         | Request::SetSettings { .. }
         | Request::SetService { .. }
+        | Request::CreateService { .. }
         | Request::ShowSchemas { .. }
         | Request::SetSchemas { .. } => Goal::Shard(DIRECTORY_SHARD),
         Request::Map | Request::Status | Request::CreateToken { .. } | Request::Join { .. } => Goal::Any,

@@ -522,6 +522,26 @@ pub enum ShardCommand {
 pub enum ServiceCommand {
     /// All services
     List,
+    /// A new service
+    #[command(
+        before_help = "Examples:\n  isxctl service create advertiser\n  isxctl service create click --presplit 12 --replicas 5"
+    )]
+    Create {
+        /// Its name: a to z, 0 to 9, _ and -
+        service: String,
+        /// Copies of each shard
+        #[arg(long, default_value_t = 3)]
+        replicas: u32,
+        /// Shards that it begins with, even over the keys that posts get
+        #[arg(long, default_value_t = 1, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=256))]
+        presplit: u32,
+        /// Cut at these keys instead
+        #[arg(long, value_delimiter = ',', value_name = "KEY,KEY", conflicts_with = "presplit")]
+        cuts: Vec<String>,
+        /// Check, change nothing
+        #[arg(long)]
+        dry_run: bool,
+    },
     /// Change how its shards are cut and copied; in effect at once
     Set {
         /// Its name

@@ -123,19 +123,11 @@ async fn state_of(client: &Client, sender: &Position, sent: &Sent) -> Result<Sta
     if to_receiver.session == sent.session && to_receiver.acked < sent.number {
         return Ok(State::Pending);
     }
-    // A refusal is a message of the receiver's: on its way, or here.
+    // A refusal is a message of the receiver's. It counts when it has arrived: then the sender's mark is there, too.
     let back = pair(client, &sent.to, sender).await?;
-    for (_, body) in &back.outstanding {
-        if let Body::Refused {
-            session,
-            number,
-            reason,
-            ..
-        } = body
-            && (*session, *number) == (sent.session, sent.number)
-        {
-            return Ok(State::Rejected(reason.clone()));
-        }
+    let is_refusal = |body: &Body| matches!(body, Body::Refused { session, number, .. } if (*session, *number) == (sent.session, sent.number));
+    if back.outstanding.iter().any(|(_, body)| is_refusal(body)) {
+        return Ok(State::Pending);
     }
     let known = pair(client, sender, &sent.to).await?.rejections;
     let mut known = known.iter();

@@ -16,6 +16,7 @@ mod local;
 mod ops;
 pub mod output;
 mod schema;
+mod service;
 pub mod simulate;
 mod status;
 mod topics;
@@ -181,6 +182,16 @@ async fn perform(env: &Environment, command: Command) -> Ended {
         Command::Rebalance(command) => ops::rebalance(env, command).await,
         Command::Schema(command) => schema::run(env, command).await,
         Command::Service(args::ServiceCommand::List) => cluster::services(env).await,
+        Command::Service(args::ServiceCommand::Create {
+            service,
+            replicas,
+            presplit,
+            cuts,
+            dry_run,
+        }) => {
+            let cuts = service::cuts(&service, presplit, cuts);
+            service::create(env, service, replicas, cuts, dry_run).await
+        }
         Command::Service(args::ServiceCommand::Set { service, change }) => {
             ops::change_service(env, &service, &change).await
         }

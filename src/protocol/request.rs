@@ -284,6 +284,19 @@ pub enum Request {
         /// Makes a repeat harmless.
         id: RequestId,
     },
+    /// A new service, with shards of its own.
+    CreateService {
+        /// Its name.
+        name: String,
+        /// Copies of each shard.
+        replicas: u32,
+        /// Where its key space is cut, in order; empty: one shard.
+        cuts: Vec<Position>,
+        /// Check and answer, change nothing.
+        dry_run: bool,
+        /// Makes a repeat harmless.
+        id: RequestId,
+    },
     /// Schemas as they are, or all versions that are remembered of one service's. Answered with `Response::Schemas`.
     ShowSchemas {
         /// One service's versions, newest first; `None`: the newest of each.

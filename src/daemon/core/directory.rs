@@ -7,6 +7,7 @@ use std::collections::BTreeMap;
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 
+use super::birth::NewService;
 use super::catalog::{Catalog, CatalogCommand};
 use super::ledger::{Ledger, LedgerCommand, LedgerOutcome};
 use super::state::{State, StateError};
@@ -62,6 +63,8 @@ pub enum DirectoryCommand {
         /// Wall clock. Unit: ms since 1970.
         wall_ms: u64,
     },
+    /// A new service and its first shards.
+    CreateService(NewService),
     /// Schemas.
     Catalog(CatalogCommand),
     /// How a service's shards are cut and copied.
@@ -80,6 +83,7 @@ impl DirectoryCommand {
     pub fn size(&self) -> usize {
         match self {
             DirectoryCommand::Catalog(command) => command.size(),
+            DirectoryCommand::CreateService(new) => new.size(),
             _ => 1000,
         }
     }
@@ -94,7 +98,7 @@ pub struct Directory {
     pub ledger: Ledger,
     /// Versions of schemas.
     pub catalog: Catalog,
-    next_id: u64,
+    pub(super) next_id: u64,
     /// Shards that were learnt since the rows were read, and the version that brought each.
     learnt: BTreeMap<ShardId, u64>,
     /// The version as of which the rows were read.
@@ -216,6 +220,7 @@ impl Directory {
             DirectoryCommand::Ledger(command) => self.change_ledger(command, state),
             DirectoryCommand::ChangeNode { node, change, wall_ms } => self.change_node(*node, change, *wall_ms, state),
             DirectoryCommand::Dismiss { node, op, wall_ms } => self.dismiss(*node, *op, *wall_ms, state),
+            DirectoryCommand::CreateService(new) => self.create_service(new, state),
             DirectoryCommand::Catalog(command) => self.change_catalog(command, state),
             DirectoryCommand::SetService { name, replicas, sizes } => {
                 let Some(service) = self.map.services.get_mut(name) else {
@@ -477,7 +482,7 @@ impl Directory {
         self.map.nodes.insert(node.id, node);
     }
 
-    fn learn_shards(&mut self, shards: &[ShardDescriptor], state: &mut dyn State) -> bool {
+    pub(super) fn learn_shards(&mut self, shards: &[ShardDescriptor], state: &mut dyn State) -> bool {
         let mut sorted: Vec<&ShardDescriptor> = shards.iter().collect();
         sorted.sort_by_key(|shard| shard.epoch);
         let mut news = false;

@@ -2,6 +2,7 @@
 //!
 //! [`node::Node::step`] takes in what happened, [`node::Node::settle`] gives out what is to be done. No clock, thread,
 //! file, socket or unseeded chance in here; rows are read through [`state::State`].
+pub mod birth;
 pub mod catalog;
 pub mod changes;
 pub mod command;

@@ -924,6 +924,7 @@ fn allowed(principal: &Principal, request: &Request) -> Result<(), WireError> {
         | Request::SetSettings { .. }
         | Request::SetService { .. }
         | Request::SetSchemas { .. }
+        | Request::CreateService { .. }
         | Request::RegisterNode { .. } => Role::Admin,
     };
     if principal.role >= needs {
@@ -950,6 +951,7 @@ fn is_for_operator(request: &Request) -> bool {
             | Request::SetService { .. }
             | Request::ShowSchemas { .. }
             | Request::SetSchemas { .. }
+            | Request::CreateService { .. }
     )
 }
 
@@ -969,6 +971,7 @@ fn request_id(request: &Request) -> Option<RequestId> {
         | Request::SetSettings { id, .. }
         | Request::SetService { id, .. }
         | Request::SetSchemas { id, dry_run: false, .. }
+        | Request::CreateService { id, dry_run: false, .. }
         | Request::AllocateIds { id, .. }
         | Request::RegisterNode { id, .. } => Some(*id),
         _ => None,

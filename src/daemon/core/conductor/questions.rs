@@ -84,6 +84,17 @@ impl Node {
                     return self.propose_for(waiting, command);
                 }
             }
+            Request::CreateService {
+                name,
+                replicas,
+                cuts,
+                dry_run,
+                ..
+            } => match self.draft_service(name, replicas, cuts) {
+                Err(error) => Response::Error(error),
+                Ok(_) if dry_run => Response::Asked,
+                Ok(new) => return self.propose_for(waiting, DirectoryCommand::CreateService(new)),
+            },
             Request::ShowSchemas { service } => Response::Schemas(self.schema_records(service.as_deref())),
             Request::SetSchemas {
                 schemas,

@@ -52,6 +52,7 @@ impl Node {
             self.tend_ailing(effects);
             self.share_changes();
         }
+        self.tend_births(effects);
         self.tick_dispatch();
         self.tend_passes(effects);
         self.unpark |= !self.parked.is_empty();

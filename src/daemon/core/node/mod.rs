@@ -31,6 +31,7 @@ use crate::protocol::shard_map::{
 
 mod activities;
 mod apply;
+mod births;
 mod catch_up;
 mod clockwork;
 mod copies;
@@ -290,6 +291,8 @@ pub struct Node {
     pub(super) refusing: bool,
     /// Messages between entities under way.
     dispatch: dispatch::Dispatch,
+    /// Shards of new services, on their way to life here.
+    births: births::Births,
     /// Schemas as read, and on their way into logs.
     schemas: schemas::Schemas,
     stopping: Option<Time>,
@@ -383,6 +386,7 @@ impl Node {
             store_bytes: 0,
             refusing: false,
             dispatch: dispatch::Dispatch::default(),
+            births: births::Births::default(),
             schemas: schemas::Schemas::default(),
             stopping: None,
             stopped: false,
@@ -469,6 +473,8 @@ impl Node {
                     self.burying.remove(&shard);
                 }
             }
+            // The beginning of a copy ends here.
+            Input::Installed { shard } if self.born(shard) => {}
             Input::Installed { shard } => {
                 self.unsaved_births.remove(&shard);
                 for dead in self.installs.remove(&shard).unwrap_or_default() {

@@ -198,6 +198,7 @@ impl Node {
                     *known = shard.epoch.max(*known);
                 }
                 self.map.learn(&view);
+                self.note_births(&view.shards);
                 if view.version > 0 {
                     self.told.learn(&view);
                 }
@@ -257,6 +258,9 @@ impl Node {
         }
         if self.floors.get(&shard).is_some_and(|&floor| raft.to <= floor) {
             return self.drop_message(from, "for a replica that was removed", effects);
+        }
+        if self.is_to_be_born(shard) {
+            return self.drop_message(from, "for a copy that is about to begin", effects);
         }
         // Perhaps the split that makes this shard is about to be applied here.
         let now = self.clock.now;

@@ -125,6 +125,7 @@ impl Node {
         }
         self.told.learn(&view);
         self.map.learn(&view);
+        self.note_births(&view.shards);
     }
 
     /// Reads the directory's rows, where a copy of it is here.

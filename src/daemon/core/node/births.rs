@@ -1,0 +1,143 @@
+//! Shards of new services: where their copies go, and how a copy begins here.
+use super::*;
+use crate::daemon::core::birth::{FIRST_SHARDS_MAX, NewService};
+use crate::daemon::core::directory::FIRST_ALLOCATED_ID;
+use crate::daemon::core::state::Install;
+
+/// Shards that this node has a part in and has not begun with.
+#[derive(Debug, Default)]
+pub(super) struct Births {
+    /// Heard of.
+    wanted: Vec<ShardDescriptor>,
+    /// On their way to disk: a copy takes part in nothing before a restart would find it.
+    under_way: BTreeMap<ShardId, ReplicaMeta>,
+}
+
+impl Node {
+    /// Looks for shards at their first epoch that name this node. At a later one the shard has lived without this copy, and
+    /// its leader sends a snapshot.
+    pub(super) fn note_births(&mut self, shards: &[ShardDescriptor]) {
+        let me = self.config.node;
+        let begins = |shard: &&ShardDescriptor| {
+            shard.epoch == Epoch(1) && shard.id.0 >= FIRST_ALLOCATED_ID && shard.replica_on(me).is_some()
+        };
+        self.births.wanted.extend(shards.iter().filter(begins).cloned());
+    }
+
+    pub(super) fn tend_births(&mut self, effects: &mut Effects) {
+        for shard in std::mem::take(&mut self.births.wanted) {
+            let Some(id) = shard.replica_on(self.config.node).map(|replica| replica.id) else {
+                continue;
+            };
+            let is_news = self.map.shard(shard.id).is_some_and(|known| known.epoch == shard.epoch);
+            let was_here = self.floors.get(&shard.id).is_some_and(|&floor| floor >= id)
+                || self.burying.contains(&shard.id)
+                || self.condemned.contains_key(&shard.id)
+                // Also one that was made by its leader's message: it gets a snapshot.
+                || self.replicas.contains_key(&shard.id)
+                || self.births.under_way.contains_key(&shard.id);
+            if !is_news || was_here {
+                continue;
+            }
+            let mut meta = replica::first_meta(shard, 0);
+            meta.replica = id;
+            effects.push(Effect::Install(Box::new(Install {
+                meta: meta.clone(),
+                also: Vec::new(),
+                clear: Vec::new(),
+                rows: None,
+            })));
+            self.births.under_way.insert(meta.shard.id, meta);
+        }
+    }
+
+    /// Whether what was installed is the beginning of a copy, which takes part from now on.
+    pub(super) fn born(&mut self, shard: ShardId) -> bool {
+        let Some(meta) = self.births.under_way.remove(&shard) else {
+            return false;
+        };
+        let id = meta.replica;
+        let is_over = self.floors.get(&shard).is_some_and(|&floor| floor >= id);
+        if !is_over && !self.replicas.contains_key(&shard) {
+            let orphan = self.orphans.remove(&shard).unwrap_or_default();
+            self.add_replica(meta, id, orphan);
+        }
+        self.unknown_since.remove(&shard);
+        true
+    }
+
+    /// Whether a copy of the shard is about to begin here.
+    pub(super) fn is_to_be_born(&self, shard: ShardId) -> bool {
+        self.births.under_way.contains_key(&shard)
+    }
+
+    /// A new service as a command: copies go where there are fewest, in as many zones as there are.
+    pub(in crate::daemon::core) fn draft_service(
+        &self,
+        name: String,
+        replicas: u32,
+        cuts: Vec<Position>,
+    ) -> Result<NewService, WireError> {
+        let bad = |text: String| Err(WireError::new(Code::BadRequest, format!("{text}; nothing was changed")));
+        if let Err(error) = crate::protocol::key::check_service(&name) {
+            return bad(error.to_string());
+        }
+        if !(1..=7).contains(&replicas) || replicas.is_multiple_of(2) {
+            return bad(format!("{replicas} copies: 1, 3, 5 or 7 can be kept"));
+        }
+        let is_inside = |cut: &Position| cut.parts().0 == name && cut.parts().1.is_some_and(|key| !key.is_empty());
+        if cuts.len() >= FIRST_SHARDS_MAX || !cuts.iter().all(is_inside) || !cuts.is_sorted_by(|a, b| a < b) {
+            return bad(format!(
+                "a service begins with up to {FIRST_SHARDS_MAX} shards, cut at keys in order"
+            ));
+        }
+        if self.map.services.contains_key(&name) {
+            let text = format!("the service `{name}` exists already; nothing was changed");
+            return Err(WireError::new(Code::Exists, text));
+        }
+        let mut copies: BTreeMap<NodeId, (usize, &str)> = BTreeMap::new();
+        for node in self
+            .map
+            .nodes
+            .values()
+            .filter(|node| node.membership == Membership::Active)
+        {
+            copies.insert(node.id, (0, node.zone.as_str()));
+        }
+        if (copies.len() as u32) < replicas {
+            return bad(format!(
+                "{replicas} copies are wanted and there are {} nodes",
+                copies.len()
+            ));
+        }
+        for shard in self.map.shards() {
+            for replica in &shard.replicas {
+                if let Some((count, _)) = copies.get_mut(&replica.node) {
+                    *count += 1;
+                }
+            }
+        }
+        let mut all = Vec::new();
+        for _ in 0..=cuts.len() {
+            let mut chosen: Vec<NodeId> = Vec::new();
+            for _ in 0..replicas {
+                let zones: BTreeSet<&str> = chosen.iter().map(|node| copies[node].1).collect();
+                let best = copies
+                    .iter()
+                    .filter(|(node, _)| !chosen.contains(node))
+                    .min_by_key(|(node, (count, zone))| (zones.contains(zone), *count, **node));
+                let Some(node) = best.map(|(&node, _)| node) else { break };
+                chosen.push(node);
+                copies.entry(node).and_modify(|(count, _)| *count += 1);
+            }
+            chosen.sort();
+            all.push(chosen);
+        }
+        Ok(NewService {
+            name,
+            replicas,
+            cuts,
+            nodes: all,
+        })
+    }
+}
