@@ -96,7 +96,7 @@ fn agrees_under_faults_then_recovers() {
     let reports = reports.into_inner().unwrap();
     let sum = |f: fn(&Report) -> u64| reports.iter().map(f).sum::<u64>();
     println!(
-        "{} seeds of {secs} s: {} events, {} faults, {} elections, {} snapshots ({} chunks sent, {} kept), {} shards; {} changes of replicas, {} freezes, {} merges, {} thaws, {} copies destroyed; {} messages between entities; requests answered {}, failed {}, unknown {}; {} changes followed, {} of them after a gap",
+        "{} seeds of {secs} s: {} events, {} faults, {} elections, {} snapshots ({} chunks sent, {} kept), {} shards; {} changes of replicas, {} freezes, {} merges, {} thaws, {} copies destroyed; {} messages between entities; {} operations confirmed, {} declined, {} cancelled, {} expired; requests answered {}, failed {}, unknown {}; {} changes followed, {} of them after a gap",
         reports.len(),
         sum(|r| r.events),
         sum(|r| r.faults),
@@ -111,6 +111,10 @@ fn agrees_under_faults_then_recovers() {
         sum(|r| r.operations[3] as u64),
         sum(|r| r.operations[4] as u64),
         sum(|r| r.messages),
+        sum(|r| r.tentative[0]),
+        sum(|r| r.tentative[1]),
+        sum(|r| r.tentative[2]),
+        sum(|r| r.tentative[3]),
         sum(|r| r.outcomes[0] as u64),
         sum(|r| r.outcomes[1] as u64),
         sum(|r| r.outcomes[2] as u64),
@@ -385,4 +389,21 @@ fn finds_rows_that_are_not_checked() {
 #[test]
 fn finds_a_split_that_forgets_changes() {
     finds(Bug::SplitForgetsChanges, Plan::only(&[]), &[Property::Watch]);
+}
+
+/// A planted bug: a holder whose deadline has passed gives back what it set aside, and still confirms it later.
+#[test]
+fn finds_a_confirmation_after_the_end() {
+    let plan = Plan::only(&[Fault::SlowNode, Fault::Crash]);
+    finds(Bug::ConfirmsExpired, plan, &[Property::Ledger]);
+}
+
+/// A planted bug: after a split the right half does not know any more what is due at its entities.
+#[test]
+fn finds_timers_that_do_not_follow_a_split() {
+    finds(
+        Bug::SplitForgetsTimers,
+        Plan::only(&[Fault::SlowNode]),
+        &[Property::Drain],
+    );
 }

@@ -1149,7 +1149,10 @@ fn goal(request: &Request) -> Goal {
         }
         Request::Write(write) => Goal::Position(Position::new(&write.service, &write.key)),
         Request::Activities { service, key, .. } => Goal::Position(Position::new(service, key)),
-        Request::List { from, .. } | Request::ListActivities { from, .. } => Goal::Position(from.clone()),
+        Request::Operations { service, key } => Goal::Position(Position::new(service, key)),
+        Request::List { from, .. } | Request::ListActivities { from, .. } | Request::Ledger { from, .. } => {
+            Goal::Position(from.clone())
+        }
         Request::Changes { ranges, .. } => Goal::Position(
             ranges
                 .first()

@@ -107,6 +107,12 @@ pub enum Command {
         #[command(subcommand)]
         command: EntityCommand,
     },
+    /// What entities have with one another
+    #[command(
+        subcommand,
+        before_help = "Examples:\n  isxctl activity reserve profile/p-1 campaign/c-1 --resource budget --amount 50\n  isxctl activity ledger"
+    )]
+    Activity(ActivityCommand),
     /// What became of a write
     #[command(
         subcommand,
@@ -187,6 +193,14 @@ pub enum Command {
     },
 }
 
+/// Verbs on what entities have with one another.
+#[derive(Debug, Clone, Subcommand)]
+pub enum ActivityCommand {
+    /// Tentative operations.
+    #[command(flatten)]
+    Tentative(super::tentative::TentativeCommand),
+}
+
 /// Verbs on entities.
 #[derive(Debug, Clone, Subcommand)]
 pub enum EntityCommand {
@@ -216,6 +230,9 @@ pub enum EntityCommand {
         /// Only if there is no such entity
         #[arg(long)]
         if_absent: bool,
+        /// The entity ends by itself after so long, with all that follows from a delete; a put without it takes that back
+        #[arg(long, value_parser = span, value_name = "SPAN")]
+        ttl: Option<Duration>,
         /// Repeat an earlier write: it has one effect, however often
         #[arg(long, value_name = "ID")]
         request_id: Option<RequestId>,

@@ -26,6 +26,7 @@ pub(super) async fn run(env: &Environment, service: &str, command: EntityCommand
             document,
             if_version,
             if_absent,
+            ttl,
             request_id,
             waiting,
         } => {
@@ -34,7 +35,14 @@ pub(super) async fn run(env: &Environment, service: &str, command: EntityCommand
             } else {
                 version(if_version)
             };
-            let change = Change::Put(read_document(&document)?);
+            let document = read_document(&document)?;
+            let change = match ttl {
+                Some(ttl) => Change::PutFor {
+                    document,
+                    ttl_ms: ttl.as_millis() as u64,
+                },
+                None => Change::Put(document),
+            };
             change_entity(env, service, key, condition, change, request_id, &waiting).await
         }
         EntityCommand::Post {
@@ -197,6 +205,9 @@ async fn get(env: &Environment, service: &str, keys: &[String]) -> Ended {
                 if !entity.aggregates.is_empty() {
                     head["aggregates"] = children::aggregates_json(&entity);
                 }
+                if let Some(expires) = entity.expires_ms {
+                    head["expires"] = json!(timestamp(expires));
+                }
                 let head = head.to_string();
                 items.push(format!("{},\"document\":{document}}}", &head[..head.len() - 1]));
             }
@@ -206,10 +217,12 @@ async fn get(env: &Environment, service: &str, keys: &[String]) -> Ended {
                 text += &format!("{}\n", String::from_utf8_lossy(&line));
             }
             Format::Table | Format::Wide => {
+                let expires = entity.expires_ms.map(|ms| format!("   expires {}", timestamp(ms)));
                 env.say(&format!(
-                    "{service}/{key}   v{}   updated {}{}",
+                    "{service}/{key}   v{}   updated {}{}{}",
                     entity.version,
                     timestamp(entity.updated_ms),
+                    expires.unwrap_or_default(),
                     children::aggregates_text(&entity)
                 ));
                 text += &output::indent(&document);

@@ -146,13 +146,21 @@ impl CtlError {
 /// The exit code of an error that a node answered.
 pub fn of(code: Code) -> u8 {
     match code {
-        Code::NotFound | Code::NoService | Code::NoSuchShard | Code::NoSuchOp | Code::NoSuchNode => NOT_FOUND,
+        Code::NotFound
+        | Code::NoService
+        | Code::NoSuchShard
+        | Code::NoSuchOp
+        | Code::NoSuchNode
+        | Code::NoSuchOperation => NOT_FOUND,
         Code::VersionConflict
         | Code::Exists
         | Code::RequestIdReused
         | Code::StaleEpoch
         | Code::OpConflict
-        | Code::OpIsOver => CONFLICT,
+        | Code::OpIsOver
+        | Code::OperationIsOver => CONFLICT,
+        Code::PoolInUse => REFUSED,
+        Code::TooManyOperations => EXHAUSTED,
         Code::BreakingSchema | Code::HasChildren => REFUSED,
         Code::BadSplit | Code::BadTarget | Code::BadMerge | Code::BadChange | Code::TooFewReplicas | Code::UnsafeOp => {
             REFUSED

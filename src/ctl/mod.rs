@@ -19,6 +19,7 @@ mod schema;
 mod service;
 pub mod simulate;
 mod status;
+mod tentative;
 mod topics;
 mod transfer;
 mod verify;
@@ -136,9 +137,13 @@ async fn dispatch(mut cli: Cli, format: Format) -> Ended {
             | Command::Node(_)
             | Command::Shard(args::ShardCommand::List { .. } | args::ShardCommand::Show { .. })
             | Command::Service(_)
+            | Command::Activity(args::ActivityCommand::Tentative(
+                tentative::TentativeCommand::Ledger { .. } | tentative::TentativeCommand::Operations { .. }
+            ))
     );
     if !is_watchable {
-        let message = "--watch goes with status, health, node list, node show, shard list, shard show and service list";
+        let message = "--watch goes with status, health, node list, node show, shard list, shard show, service list, activity \
+                       ledger and activity operations";
         return Err(CtlError::new(exit::USAGE, message));
     }
     if !std::io::stdout().is_terminal() {
@@ -174,6 +179,7 @@ async fn perform(env: &Environment, command: Command) -> Ended {
         Command::Campaign(command) => entity::run(env, "campaign", command).await,
         Command::Profile(command) => entity::run(env, "profile", command).await,
         Command::Entity { service, command } => entity::run(env, &service, command).await,
+        Command::Activity(args::ActivityCommand::Tentative(command)) => tentative::run(env, command).await,
         Command::Request(args::RequestCommand::Show { id, of }) => entity::show_request(env, id, of.as_deref()).await,
         Command::Node(command) => cluster::node(env, command).await,
         Command::Shard(command) => cluster::shard(env, command).await,

@@ -1,4 +1,6 @@
 //! Messages between entities, as senders, receivers and operators see them. How they travel: docs/messages.md.
+use std::fmt;
+
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 
@@ -82,6 +84,10 @@ pub enum Body {
         operation: u64,
         /// What became of it.
         state: OperationState,
+        /// Set aside at least until then, by the holder's leader's wall clock. Unit: ms since 1970.
+        until_ms: u64,
+        /// Why it was declined.
+        reason: String,
     },
     /// The receiver did not do what message `number` asked for.
     Refused {
@@ -119,6 +125,18 @@ pub enum OperationState {
     Expired,
 }
 
+impl fmt::Display for OperationState {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            OperationState::Reserved => "tentative",
+            OperationState::Declined => "declined",
+            OperationState::Confirmed => "confirmed",
+            OperationState::Cancelled => "cancelled",
+            OperationState::Expired => "expired",
+        })
+    }
+}
+
 /// A message that a write sent. Session and number name it for ever.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Sent {
@@ -130,6 +148,8 @@ pub struct Sent {
     pub number: u64,
     /// What it asks for: the body's kind, or the name of the action.
     pub action: String,
+    /// The tentative operation that it begins, by the sender's number.
+    pub operation: Option<u64>,
 }
 
 /// What a sender knows of its messages to one receiver.
@@ -309,6 +329,14 @@ impl Body {
         }
     }
 
+    /// The tentative operation that it begins.
+    pub fn begins(&self) -> Option<u64> {
+        match self {
+            Body::Reserve { operation, .. } => Some(*operation),
+            _ => None,
+        }
+    }
+
     /// Checks a body that somebody wants to send by hand.
     pub fn check(&self) -> Result<(), WireError> {
         let bad = |code: Code, text: String| Err(WireError::new(code, format!("{text}; nothing was changed")));
@@ -333,14 +361,13 @@ impl Body {
                 values.iter().try_for_each(|(value, _)| name("a value", value))
             }
             Body::Leave { relation } => name("the relation", relation),
-            Body::Reserve { resource, amount, .. } => {
-                name("the resource", resource)?;
-                if *amount <= 0 {
-                    return bad(Code::BadRequest, format!("an amount of {amount}; it must be above 0"));
-                }
-                Ok(())
-            }
-            Body::Confirm { .. } | Body::Cancel { .. } => Ok(()),
+            Body::Reserve { .. } | Body::Confirm { .. } | Body::Cancel { .. } => bad(
+                Code::BadRequest,
+                format!(
+                    "`{}` goes by way of the requester's own rows: it is a write of another kind",
+                    self.action()
+                ),
+            ),
             Body::Decided { .. } | Body::Refused { .. } | Body::Cancelled { .. } => bad(
                 Code::BadRequest,
                 format!("`{}` is said by entities themselves and not by hand", self.action()),
@@ -360,7 +387,8 @@ impl Body {
             Body::Refused { action, reason, .. } => action.len() + reason.len() + 20,
             Body::Detach { field: text } | Body::Leave { relation: text } | Body::Cancelled { by: text } => text.len(),
             Body::Reserve { resource, .. } => resource.len() + 30,
-            Body::Delete | Body::Confirm { .. } | Body::Cancel { .. } | Body::Decided { .. } => 20,
+            Body::Decided { reason, .. } => reason.len() + 30,
+            Body::Delete | Body::Confirm { .. } | Body::Cancel { .. } => 20,
         }
     }
 }

@@ -108,6 +108,18 @@ codes! {
     /// A parent that its schema does not let go.
     HasChildren = 1208, Refused, "the entity has children that would be left behind",
         "The schema's relation says `on_delete = \"refuse\"`: an entity with children is not deleted. Nothing was changed. Delete or move the children first; `isxctl SERVICE get KEY --with children` lists them.";
+    /// No such tentative operation.
+    NoSuchOperation = 1221, Refused, "the entity has no such operation",
+        "The entity has no tentative operation of that number with that holder: it never had, or it ended so long ago that 32 others have ended since. Nothing was changed. `activity operations` lists what it knows.";
+    /// The tentative operation has ended, or is about to.
+    OperationIsOver = 1222, Refused, "the operation is decided already",
+        "A tentative operation is decided once: confirmed or cancelled by its requester, or, after its deadline, expired by its holder. The message says which. Nothing was changed. What has expired must be reserved anew.";
+    /// Less would be left than is reserved.
+    PoolInUse = 1223, Refused, "others have reserved of it",
+        "The field is a pool, and the change would leave less in it than is set aside and taken; or the entity would be gone while something is set aside. Nothing was changed. `activity ledger --of` shows who has it; what is set aside comes back when it is cancelled or its deadline has passed.";
+    /// Too many tentative operations.
+    TooManyOperations = 1224, Refused, "the entity has too many operations open",
+        "A requester may have 1000 tentative operations open. Nothing was changed. Confirm or cancel some; `activity operations` lists them.";
     /// Not JSON, not an object, too deep, duplicate field.
     BadDocument = 1301, Refused, "the document is not acceptable",
         "Documents are JSON objects in UTF-8, without duplicate field names, nested at most 64 deep. The message names the place. Nothing was changed.";

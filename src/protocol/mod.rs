@@ -17,4 +17,5 @@ pub mod parcel;
 pub mod request;
 pub mod schema;
 pub mod shard_map;
+pub mod tentative;
 pub mod verify;

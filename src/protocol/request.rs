@@ -11,6 +11,7 @@ use super::op::{Goal, NodeChange, Op, OpAction, OpView, Pace, Settings};
 use super::parcel::Receipt;
 use super::schema::bundle::{NewSchema, SchemaRecord};
 use super::shard_map::{MapView, NodeInfo, ReplicaDescriptor, ShardDescriptor, ShardSizes};
+use super::tentative::{LedgerPage, Operation, Tentative};
 
 /// Largest document. Unit: bytes.
 pub const DOCUMENT_BYTES_MAX: usize = 1 << 20;
@@ -127,6 +128,24 @@ pub enum Request {
         key: String,
         /// The write.
         id: RequestId,
+    },
+    /// What a requester knows of its tentative operations.
+    Operations {
+        /// Service.
+        service: String,
+        /// Entity key.
+        key: String,
+    },
+    /// What is reserved of the holders in one shard, in their order, beginning at `from`; of one holder also what was taken.
+    Ledger {
+        /// First holder wanted.
+        from: Position,
+        /// First position no longer wanted.
+        to: Position,
+        /// Where the last page ended, behind `from`; empty at the beginning.
+        resume: Bytes,
+        /// At most so many operations.
+        limit: u32,
     },
     /// What the node knows of shards, nodes and services. Answered by any node without a quorum.
     Map,
@@ -444,6 +463,15 @@ pub enum Change {
         /// Why.
         because: String,
     },
+    /// Like `Put`; the entity ends by itself after so long.
+    PutFor {
+        /// A JSON object.
+        document: Bytes,
+        /// By the shard's own clock, which never runs ahead of real time. Unit: ms.
+        ttl_ms: u64,
+    },
+    /// Reserve something of another entity, confirm it, or give it back.
+    Tentative(Tentative),
 }
 
 impl Change {
@@ -454,6 +482,8 @@ impl Change {
             Change::Delete => 0,
             Change::Send { to, body } => to.iter().map(|to| to.0.len() + 2).sum::<usize>() + body.size(),
             Change::Activity { with, by, because, .. } => with.0.len() + by.len() + because.len() + 10,
+            Change::PutFor { document, .. } => document.len() + 8,
+            Change::Tentative(wanted) => wanted.size(),
         }
     }
 }
@@ -477,6 +507,10 @@ pub enum Response {
     /// To `ShowRequest`: what the write did, or `None` where it is not remembered and cannot be told apart
     /// from one that never arrived.
     Request(Option<Written>),
+    /// To `Operations`.
+    Operations(Vec<Operation>),
+    /// To `Ledger`.
+    Ledger(Box<LedgerPage>),
     /// To `Map`.
     Map(MapView),
     /// To `Status`.
@@ -561,6 +595,8 @@ pub struct Entity {
     pub version: u64,
     /// When it was last written, by the leader's wall clock: a label, not an order. Unit: ms since 1970.
     pub updated_ms: u64,
+    /// When it ends by itself, about, by the wall clock of the leader that put it. Unit: ms since 1970.
+    pub expires_ms: Option<u64>,
     /// The document as it was put.
     pub document: Bytes,
     /// Version of the service's schema that it was judged by; 0: none.

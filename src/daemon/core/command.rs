@@ -5,6 +5,7 @@ use serde::{Deserialize, Serialize};
 
 use super::directory::DirectoryCommand;
 use super::entity::message::Acknowledgement;
+use super::entity::timer::Timer;
 use crate::protocol::codec::{self, CodecError};
 use crate::protocol::id::{Epoch, NodeId, ReplicaId, RequestId, ShardId};
 use crate::protocol::key::Position;
@@ -16,7 +17,7 @@ use crate::protocol::shard_map::ShardDescriptor;
 /// Content of a normal log entry. An entry without data is a new leader's no-op.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Payload {
-    /// Monotonic time since the same leader's previous entry in the same term; 0 for its first. The sum over a shard's
+    /// Monotonic time since the same leader's previous entry, or since it became leader. The sum over a shard's
     /// log is the shard's own clock: it stands still without a leader and never runs ahead of real time, whatever
     /// wall clocks do. Unit: ms.
     pub elapsed_ms: u64,
@@ -109,6 +110,8 @@ pub enum Command {
     Deliver(Vec<Parcel>),
     /// What became of messages that entities of this shard have sent.
     Acknowledge(Vec<Acknowledgement>),
+    /// Timers whose time has come by the shard's clock; none at all only moves the clock.
+    Due(Vec<Timer>),
 }
 
 impl Payload {
@@ -167,6 +170,10 @@ impl Command {
             Command::Schema(schema) => schema.size(),
             Command::Directory(command) => command.size(),
             Command::Deliver(parcels) => parcels.iter().map(Parcel::size).sum(),
+            Command::Due(timers) => timers
+                .iter()
+                .map(|timer| timer.entity.0.len() + timer.what.len() + 16)
+                .sum(),
             Command::Acknowledge(all) => all.iter().map(|known| known.from.0.len() + known.to.0.len() + 16).sum(),
         }
     }

@@ -3,6 +3,7 @@ use std::ops::ControlFlow;
 
 use super::command::Command;
 use super::effect::{Effect, Effects};
+use super::entity;
 use super::entity::machine::{self, Context};
 use super::entity::{pair, schema};
 use super::limits::*;
@@ -19,6 +20,7 @@ use crate::protocol::key::{self, Position, RowKind};
 use crate::protocol::message::{Message, Principal, Role};
 use crate::protocol::request::*;
 use crate::protocol::shard_map::ReplicaRole;
+use crate::protocol::tentative;
 
 /// Where a request has to go.
 enum Route {
@@ -123,6 +125,8 @@ impl Node {
             | Request::History { .. }
             | Request::Activities { .. }
             | Request::ListActivities { .. }
+            | Request::Operations { .. }
+            | Request::Ledger { .. }
             | Request::Write(_) => replica.shard.frozen.is_some().then(|| merge::frozen(&replica.shard)),
             Request::MergeShards { left_epoch, right, .. } => {
                 let checked = self.check_merge(&replica.shard, *left_epoch, right);
@@ -164,6 +168,7 @@ impl Node {
             Request::Get { service, key }
             | Request::ShowRequest { service, key, .. }
             | Request::ShowPair { service, key, .. }
+            | Request::Operations { service, key }
             | Request::Children { service, key, .. }
             | Request::History { service, key } => {
                 service_exists(service)?;
@@ -196,6 +201,17 @@ impl Node {
                 key::check_entity_key(&write.key).map_err(bad)?;
                 let document = match &write.change {
                     Change::Put(document) | Change::Post(document) | Change::Patch(document) => document,
+                    Change::PutFor { document, ttl_ms } => {
+                        if *ttl_ms == 0 || *ttl_ms > tentative::TTL_MS_MAX {
+                            let text = "an entity lasts between 1 ms and 366 days, or for ever; nothing was changed";
+                            return Err(WireError::new(Code::BadRequest, text));
+                        }
+                        document
+                    }
+                    Change::Tentative(wanted) => {
+                        wanted.check()?;
+                        return service_exists(wanted.holder().parts().0);
+                    }
                     Change::Delete => return Ok(()),
                     Change::Send { to, body } => {
                         if to.is_empty() || to.len() as u64 > OUTBOX_ENTITY_MAX {
@@ -243,6 +259,13 @@ impl Node {
                 *wait_ms = (*wait_ms).min(CHANGES_WAIT_MS_MAX);
                 service_exists(follow::check_ranges(ranges)?)
             }
+            Request::Ledger { from, to, limit, .. } => {
+                if *limit == 0 || from.0.is_empty() || from > to {
+                    return Err(WireError::new(Code::BadRequest, "an empty or reversed range"));
+                }
+                *limit = (*limit).min(tentative::LEDGER_ITEMS_MAX);
+                service_exists(from.parts().0)
+            }
             Request::AllocateIds { count, .. } if *count == 0 || *count > 100_000 => Err(WireError::new(
                 Code::BadRequest,
                 "between 1 and 100000 ids can be asked for",
@@ -279,11 +302,14 @@ impl Node {
             Request::Get { service, key }
             | Request::ShowRequest { service, key, .. }
             | Request::ShowPair { service, key, .. }
+            | Request::Operations { service, key }
             | Request::Children { service, key, .. }
             | Request::Activities { service, key, .. }
             | Request::History { service, key } => by_position(&Position::new(service, key)),
             Request::Write(write) => by_position(&Position::new(&write.service, &write.key)),
-            Request::List { from, .. } | Request::ListActivities { from, .. } => by_position(from),
+            Request::List { from, .. } | Request::ListActivities { from, .. } | Request::Ledger { from, .. } => {
+                by_position(from)
+            }
             Request::Changes { ranges, .. } => by_position(&follow::first_of(ranges)),
             Request::SplitShard { shard, .. }
             | Request::TransferLeader { shard, .. }
@@ -437,6 +463,8 @@ impl Node {
             Request::Get { .. }
             | Request::List { .. }
             | Request::ShowRequest { .. }
+            | Request::Operations { .. }
+            | Request::Ledger { .. }
             | Request::Children { .. }
             | Request::ShowPair { .. }
             | Request::History { .. }
@@ -718,6 +746,14 @@ impl Node {
                 }
                 (list(replica, from, to, *limit, *documents, state)?, None)
             }
+            Request::Operations { service, key } => {
+                let position = Position::new(service, key);
+                if !replica.shard.range.contains(&position) {
+                    return Ok(stale(&position));
+                }
+                let operations = entity::tentative::operations(&position, state)?;
+                (Response::Operations(operations), None)
+            }
             Request::Activities {
                 service,
                 key,
@@ -744,6 +780,27 @@ impl Node {
                 }
                 let listed = self.list_activities(replica, from, to, after.as_ref(), *filter, *limit, state)?;
                 (listed, None)
+            }
+            Request::Ledger {
+                from,
+                to,
+                resume,
+                limit,
+            } => {
+                if !replica.shard.range.contains(from) {
+                    return Ok(stale(from));
+                }
+                let query = entity::ledger::Query {
+                    from,
+                    to,
+                    resume,
+                    limit: *limit as usize,
+                    range: &replica.shard.range,
+                    clock_ms: replica.clock(self.clock.now).0,
+                };
+                let rules = self.judge_to_read(replica)?;
+                let page = entity::ledger::page(&query, &rules, state)?;
+                (Response::Ledger(Box::new(page)), None)
             }
             _ => (Response::Error(WireError::new(Code::BadRequest, "not a read")), None),
         })
@@ -891,6 +948,7 @@ fn allowed(principal: &Principal, request: &Request) -> Result<(), WireError> {
         Request::Get { .. } | Request::List { .. } | Request::ShowRequest { .. } | Request::Map | Request::Status => {
             Role::Viewer
         }
+        Request::Operations { .. } | Request::Ledger { .. } => Role::Viewer,
         Request::ShowSchemas { .. } => Role::Viewer,
         Request::Activities { .. } | Request::ListActivities { .. } => Role::Viewer,
         Request::ListOps { .. }
@@ -982,18 +1040,20 @@ fn counter(request: &Request) -> &'static str {
     match request {
         Request::Get { .. } => "get",
         Request::Write(write) => match write.change {
-            Change::Put(_) => "put",
+            Change::Put(_) | Change::PutFor { .. } => "put",
             Change::Post(_) => "post",
             Change::Patch(_) => "patch",
             Change::Delete => "delete",
             Change::Send { .. } => "send",
             Change::Activity { .. } => "activity",
+            Change::Tentative(_) => "tentative",
         },
         Request::List { .. } => "list",
         Request::Changes { .. } => "changes",
         Request::History { .. } => "history",
         Request::ShowRequest { .. } => "show_request",
         Request::Activities { .. } | Request::ListActivities { .. } => "activities",
+        Request::Operations { .. } | Request::Ledger { .. } => "ledger",
         Request::Map => "map",
         Request::Status => "status",
         _ => "admin",

@@ -22,6 +22,8 @@ pub enum Property {
     NoFail,
     /// A request id has one effect and one answer.
     Once,
+    /// A holder never gives more than it has, its sums are right, nothing ends before its time, and both sides agree.
+    Ledger,
     /// What belongs together happens together: a change and its messages, a message's effect and its mark.
     Whole,
     /// The shards partition the key space.
@@ -58,6 +60,7 @@ impl fmt::Display for Property {
             Property::Lin => "S1 LIN",
             Property::NoFail => "S2 NOFAIL",
             Property::Once => "S3 ONCE",
+            Property::Ledger => "S3 LEDGER",
             Property::Whole => "S4 WHOLE",
             Property::Cover => "S5 COVER",
             Property::Lead => "S6 LEAD",
@@ -715,8 +718,14 @@ fn once(records: &[&Record]) -> Result<(), Violation> {
         let (document, version) = match (&record.asked, &record.outcome) {
             (_, Outcome::Saw(Some((version, Some(document))))) => (document, *version),
             (Asked::Write { change, .. }, Outcome::Ok(version)) => match change {
-                Change::Put(document) | Change::Post(document) => (document, *version),
-                Change::Patch(_) | Change::Delete | Change::Send { .. } | Change::Activity { .. } => continue,
+                Change::Put(document) | Change::Post(document) | Change::PutFor { document, .. } => {
+                    (document, *version)
+                }
+                Change::Patch(_)
+                | Change::Delete
+                | Change::Send { .. }
+                | Change::Activity { .. }
+                | Change::Tentative(_) => continue,
             },
             _ => continue,
         };

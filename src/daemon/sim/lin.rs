@@ -484,13 +484,16 @@ fn apply(state: &State, operation: &Operation) -> Option<State> {
         return None;
     }
     let document = match (change, &state.document) {
-        (Change::Put(document), _) | (Change::Post(document), None) => Some(document.clone()),
+        (Change::Put(document) | Change::PutFor { document, .. }, _) | (Change::Post(document), None) => {
+            Some(document.clone())
+        }
         (Change::Patch(patch), Some(document)) => Some(merge_patch(document, patch).ok()?),
         (Change::Delete, Some(_)) => None,
         // Nobody draws these; and they change nothing that a reader sees.
         (Change::Activity { .. }, document) => document.clone(),
-        (Change::Send { .. }, Some(document)) => Some(document.clone()),
-        (Change::Post(_), Some(_)) | (Change::Patch(_) | Change::Delete | Change::Send { .. }, None) => return None,
+        (Change::Send { .. } | Change::Tentative(_), Some(document)) => Some(document.clone()),
+        (Change::Post(_), Some(_))
+        | (Change::Patch(_) | Change::Delete | Change::Send { .. } | Change::Tentative(_), None) => return None,
     };
     Some(State {
         document,
@@ -537,6 +540,8 @@ impl fmt::Display for Operation {
                     Change::Put(document) => write!(f, "put {}", text(document))?,
                     Change::Post(document) => write!(f, "post {}", text(document))?,
                     Change::Patch(patch) => write!(f, "patch {}", text(patch))?,
+                    Change::PutFor { document, ttl_ms } => write!(f, "put {} for {ttl_ms} ms", text(document))?,
+                    Change::Tentative(wanted) => write!(f, "{wanted:?} ({})", self.tag)?,
                     Change::Delete => write!(f, "delete ({})", self.tag)?,
                     Change::Send { to, body } => write!(f, "send {} to {to:?} ({})", body.action(), self.tag)?,
                     Change::Activity { with, action, .. } => write!(f, "{action:?} with {with} ({})", self.tag)?,

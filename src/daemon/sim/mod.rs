@@ -1,5 +1,6 @@
 //! A whole cluster in one thread: real cores and real stores under a virtual clock, a network and disks that misbehave,
 //! clients that write down what they were told, and checkers that judge it.
+pub mod bank;
 pub mod check;
 pub mod clock;
 mod disk;

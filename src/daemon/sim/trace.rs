@@ -297,6 +297,8 @@ impl fmt::Display for BriefRequest<'_> {
             Request::Write(write) => {
                 let what = match &write.change {
                     Change::Put(_) => "put",
+                    Change::PutFor { .. } => "put for a time",
+                    Change::Tentative(_) => "operation of",
                     Change::Post(_) => "post",
                     Change::Patch(_) => "patch",
                     Change::Delete => "delete",

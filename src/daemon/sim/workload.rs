@@ -19,6 +19,10 @@ use crate::protocol::message::{Principal, Role};
 use crate::protocol::request::{Change, Condition, ListItem, Request, Response, RouteHint, Write, Written};
 use crate::protocol::shard_map::{ShardDescriptor, ShardMap};
 
+mod budget;
+pub use budget::{BUDGET_MAX, HOLDERS};
+use budget::{Budget, BudgetKind};
+
 /// What clients have in common.
 #[derive(Debug, Clone)]
 pub struct Stage {
@@ -60,6 +64,8 @@ pub enum Mode {
     Entities,
     /// Draws messages between entities.
     Messages,
+    /// Draws tentative operations, and entities that end by themselves.
+    Budget,
     /// Draws splits, moves, merges and leader transfers.
     Operator,
     /// Takes back freezes that somebody left behind.
@@ -98,6 +104,7 @@ pub struct Client {
     last_written: Option<Write>,
     /// What it follows, if that is what it does.
     pub watcher: Option<Watcher>,
+    budget: Budget,
     /// Everything it was told.
     pub records: Vec<Record>,
     /// Messages that it was told its writes have sent.
@@ -135,6 +142,7 @@ enum Kind {
     Show(usize),
     /// A write of an entity that has messages.
     Mail,
+    Budget(BudgetKind),
     List {
         service: String,
         to: Position,
@@ -186,6 +194,7 @@ impl Client {
             heard_of: BTreeSet::new(),
             last_written: None,
             watcher: None,
+            budget: Budget::default(),
             records: Vec::new(),
             sent: Vec::new(),
             rng,
@@ -395,6 +404,10 @@ impl Client {
                     Code::NotFound | Code::Exists | Code::DiskFull | Code::OutboxFull
                 ) =>
             {
+                Ok(Next::Done)
+            }
+            (Kind::Budget(kind), response) => {
+                self.take_budget(kind, &task.request, response, now)?;
                 Ok(Next::Done)
             }
             (Kind::Forbidden, Response::Error(error)) if error.code == Code::Forbidden => Ok(Next::Done),
@@ -662,6 +675,7 @@ impl Client {
             }
             Mode::Entities => self.start_entities(now, moment, stage, acts),
             Mode::Messages => self.start_messages(now, moment, stage, acts),
+            Mode::Budget => self.start_budget(now, moment, stage, acts),
         }
     }
 
@@ -726,6 +740,8 @@ impl Client {
         };
         let hot = HOT_KEYS.iter().flat_map(|(service, keys)| of(service, keys));
         hot.chain(MAIL_KEYS.iter().flat_map(|(service, keys)| of(service, keys)))
+            .chain(HOLDERS.iter().map(|(service, key)| Position::new(service, key)))
+            .chain([Position::new("profile", "b~33"), Position::new("profile", "b~66")])
             .collect()
     }
 

@@ -11,7 +11,7 @@ use super::message::PairNews;
 use crate::daemon::core::state::{State, StateError};
 use crate::protocol::activity::Body;
 use crate::protocol::error::{Code, WireError};
-use crate::protocol::id::RequestId;
+use crate::protocol::id::{RequestId, ShardId};
 use crate::protocol::key::{Position, RowKind, row_key};
 use crate::protocol::schema::ChangeKind;
 
@@ -37,12 +37,28 @@ pub struct Draft<'a> {
     pub schema: Option<SchemaMark>,
     /// The document as it shall be (`None` inside: gone), where it changes.
     pub document: Option<Option<Bytes>>,
+    /// How long the entity lasts, if it is there afterwards.
+    pub lasts: Lasts,
     /// Messages to be recorded, in order.
     pub sends: Vec<(Position, Body)>,
+    /// Tentative operations with other entities, more or fewer.
+    pub(super) opened: Vec<(Position, i32)>,
+    pub(super) timers: Vec<(Bytes, Option<u64>)>,
     pub(super) rows: BTreeMap<Bytes, Option<Bytes>>,
     /// Pairs that an operator did something to.
     pub(super) pairs: Vec<PairNews>,
     state: &'a dyn State,
+}
+
+/// How long an entity lasts.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Lasts {
+    /// As long as was said before.
+    AsBefore,
+    /// Until it is deleted.
+    ForEver,
+    /// So long. Unit: ms of the shard's clock.
+    For(u64),
 }
 
 /// Why a change does not come about.
@@ -74,11 +90,30 @@ impl<'a> Draft<'a> {
             revision: 0,
             schema: None,
             document: None,
+            lasts: Lasts::AsBefore,
             sends: Vec::new(),
+            opened: Vec::new(),
+            timers: Vec::new(),
             rows: BTreeMap::new(),
             pairs: Vec::new(),
             state,
         }
+    }
+
+    /// An entity's rows, to be looked at only.
+    pub(super) fn to_read(position: &'a Position, state: &'a dyn State) -> Self {
+        let nowhen = Context {
+            shard: ShardId(0),
+            wall_ms: 0,
+            shard_time_ms: 0,
+            change_at: 0,
+        };
+        Self::new(position, nowhen, 0, None, 0, state)
+    }
+
+    /// Sets a timer of the entity, or takes it away.
+    pub(super) fn set_timer(&mut self, what: Bytes, due_ms: Option<u64>) {
+        self.timers.push((what, due_ms));
     }
 
     /// The document as it will be.

@@ -16,6 +16,11 @@ pub trait Rules {
     /// Turns a message into a change of its receiver: sets `draft.document` or rows, adds messages, or refuses. `follow`
     /// sees the result, if the document changes.
     fn receive(&self, from: &Position, body: &Body, draft: &mut Draft<'_>) -> Result<(), Stop>;
+
+    /// The integer fields that others may reserve of.
+    fn pools(&self) -> Vec<&str> {
+        Vec::new()
+    }
 }
 
 /// The rules of a service without a schema.
@@ -32,7 +37,7 @@ impl Rules for NoRules {
     }
 }
 
-/// Rules for the simulator: `relay` sets a field and calls the next entity of its list to do the same.
+/// Rules for the simulator: `relay` sets a field and calls the next entity of its list to do the same; `budget` is a pool.
 #[doc(hidden)]
 #[derive(Debug, Clone, Copy, Default)]
 pub struct RelayRules;
@@ -79,6 +84,10 @@ impl Rules for RelayRules {
             draft.send(Position::new(&service, &key), relay.body());
         }
         Ok(())
+    }
+
+    fn pools(&self) -> Vec<&str> {
+        vec!["budget"]
     }
 }
 

@@ -32,6 +32,8 @@ pub struct Head {
     pub how: How,
     /// What is remembered of the versions before it, see `past`.
     pub past: Bytes,
+    /// When the entity ends by itself.
+    pub expires: Option<Expiry>,
     /// As it was put.
     pub document: Bytes,
 }
@@ -43,6 +45,15 @@ pub struct SchemaMark {
     pub version: u64,
     /// The newest change among the schema and those of parents and children.
     pub revision: u64,
+}
+
+/// When an entity ends by itself.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Expiry {
+    /// By the shard's clock. Unit: ms.
+    pub due_ms: u64,
+    /// The same as a label, by the leader's wall clock. Unit: ms since 1970.
+    pub wall_ms: u64,
 }
 
 /// What a request did, for the next time it arrives.

@@ -1,12 +1,13 @@
 //! The receiver's half: each message takes effect once, in the entry that also moves the mark.
 use std::ops::Range;
 
-use super::draft::{Draft, Stop, outcome, refuse};
+use super::draft::{Draft, Lasts, Stop, outcome, refuse};
 use super::effects::Rules;
 use super::machine::{Context, Delta};
 use super::message::*;
 use super::outbox;
 use super::subject::Subject;
+use super::tentative;
 use crate::daemon::core::state::{State, StateError};
 use crate::protocol::activity::{Body, REASON_BYTES_MAX, REJECTIONS_KEPT, Rejection};
 use crate::protocol::change::How;
@@ -123,6 +124,14 @@ fn take(
         return Ok(false);
     };
     let mut draft = subject.draft(context, letter.depth, state);
+    // These are never refused: what became of the operation is the answer.
+    if tentative::receive(&parcel.from, &letter.body, rules, &mut draft)? {
+        let decided = draft.decided();
+        let from = parcel.from.to_string();
+        let how = How::Message { from, number };
+        subject.commit(decided, how, None, context, state, delta)?;
+        return Ok(true);
+    }
     let decided = decide(&letter.body, parcel, rules, &mut draft, state).map(|()| draft.decided());
     match outcome(decided)? {
         Ok(decided) => {
@@ -155,8 +164,12 @@ fn decide(
         return Ok(());
     }
     rules.receive(&parcel.from, body, draft)?;
+    if let Body::Put { .. } = body {
+        draft.lasts = Lasts::ForEver;
+    }
     if draft.document.is_some() {
         rules.follow(draft)?;
+        tentative::follow(rules, draft)?;
     }
     if let Some(Some(document)) = &draft.document
         && document.len() > crate::protocol::request::DOCUMENT_BYTES_MAX

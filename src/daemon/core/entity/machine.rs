@@ -7,13 +7,15 @@
 //! is still on its way.
 use bytes::Bytes;
 
-use super::draft::{self, Draft, Stop, refuse};
+use super::draft::{self, Draft, Lasts, Stop, refuse};
 use super::effects::Rules;
 use super::head::{Head, Remembered};
 use super::message::{PairNews, read_row};
 use super::outbox;
 use super::past;
 use super::subject::Subject;
+use super::tentative;
+use super::timer::TimerNews;
 use crate::daemon::core::changes::Noted;
 use crate::daemon::core::limits::{HEAD_REQUESTS_MAX, REQUEST_DEDUP};
 use crate::daemon::core::state::{State, StateError};
@@ -51,6 +53,8 @@ pub struct Delta {
     pub pairs: Vec<PairNews>,
     /// Changes of entities, for those who follow them.
     pub changes: Vec<Noted>,
+    /// Timers that were set or taken away.
+    pub timers: Vec<TimerNews>,
 }
 
 /// Does the write. A refusal is an outcome like another; only an unreadable row is an `Err`.
@@ -69,10 +73,10 @@ pub fn apply(
     let mut draft = subject.draft(context, 0, state);
     draft.id = write.id;
     draft.kind = match &write.change {
-        Change::Put(_) | Change::Post(_) => Some(ChangeKind::Put),
+        Change::Put(_) | Change::PutFor { .. } | Change::Post(_) => Some(ChangeKind::Put),
         Change::Patch(_) => Some(ChangeKind::Patch),
         Change::Delete => Some(ChangeKind::Delete),
-        Change::Send { .. } | Change::Activity { .. } => None,
+        Change::Send { .. } | Change::Activity { .. } | Change::Tentative(_) => None,
     };
     let decided = decide(write, &subject.head, rules, &mut draft, state).map(|()| draft.decided());
     let outcome = match draft::outcome(decided)? {
@@ -122,6 +126,7 @@ pub fn entity(head: Head) -> Option<Entity> {
     head.exists.then_some(Entity {
         version: head.version,
         updated_ms: head.updated_ms,
+        expires_ms: head.expires.map(|expires| expires.wall_ms),
         document: head.document,
         schema: head.schema.version,
         aggregates: Vec::new(),
@@ -201,8 +206,15 @@ fn decide(
             let text = format!("{} exists in version {}; nothing was changed", name(), before.version);
             return refuse(Code::Exists, text);
         }
-        Change::Put(document) | Change::Post(document) => draft.document = Some(Some(document.clone())),
-        Change::Patch(_) | Change::Delete | Change::Send { .. } if !before.exists => {
+        Change::Put(document) | Change::Post(document) => {
+            draft.document = Some(Some(document.clone()));
+            draft.lasts = Lasts::ForEver;
+        }
+        Change::PutFor { document, ttl_ms } => {
+            draft.document = Some(Some(document.clone()));
+            draft.lasts = Lasts::For(*ttl_ms);
+        }
+        Change::Patch(_) | Change::Delete | Change::Send { .. } | Change::Tentative(_) if !before.exists => {
             return refuse(Code::NotFound, format!("there is no {}; nothing was changed", name()));
         }
         Change::Patch(patch) => {
@@ -226,9 +238,29 @@ fn decide(
             let by = format!("{by}: {because}");
             return outbox::operate(draft, with, *action, by, state).map_err(but_unchanged);
         }
+        Change::Tentative(wanted) => {
+            draft.document = Some(Some(before.document.clone()));
+            tentative::ask(wanted, draft).map_err(but_unchanged)?;
+        }
     }
-    rules.follow(draft).map_err(but_unchanged)?;
-    outbox::check(draft, state).map_err(but_unchanged)
+    follow(rules, draft, state).map_err(but_unchanged)
+}
+
+/// Drafts the end of an entity whose time has come.
+pub(super) fn end(draft: &mut Draft<'_>, rules: &dyn Rules, state: &dyn State) -> Result<(), Stop> {
+    if draft.before.is_none() {
+        return Ok(());
+    }
+    draft.document = Some(None);
+    draft.kind = Some(ChangeKind::Delete);
+    follow(rules, draft, state)
+}
+
+/// What follows from a changed document.
+fn follow(rules: &dyn Rules, draft: &mut Draft<'_>, state: &dyn State) -> Result<(), Stop> {
+    rules.follow(draft)?;
+    tentative::follow(rules, draft)?;
+    outbox::check(draft, state)
 }
 
 /// The document that a merge patch makes.
@@ -417,7 +449,7 @@ fn sent_row(position: &Position, known: &Remembered) -> Bytes {
 
 /// Checksum of everything a write asks for, without its id and key.
 fn digest(write: &Write) -> u32 {
-    let sent;
+    let (sent, wanted, put);
     let (kind, document): (u8, &[u8]) = match &write.change {
         Change::Put(document) => (1, document),
         Change::Post(document) => (2, document),
@@ -430,6 +462,14 @@ fn digest(write: &Write) -> u32 {
         Change::Activity { with, action, .. } => {
             sent = codec::encode(&(with, action));
             (6, &sent)
+        }
+        Change::PutFor { document, ttl_ms } => {
+            put = codec::encode(&(document, ttl_ms));
+            (8, &put)
+        }
+        Change::Tentative(tentative) => {
+            wanted = codec::encode(tentative);
+            (7, &wanted)
         }
     };
     let condition = codec::encode(&write.condition);

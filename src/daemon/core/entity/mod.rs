@@ -3,16 +3,21 @@ pub mod draft;
 pub mod effects;
 pub mod head;
 pub mod inbox;
+pub mod ledger;
 pub mod machine;
 pub mod message;
 pub mod outbox;
 pub mod pair;
 pub mod schema;
 pub(super) mod subject;
+pub mod tentative;
+pub mod timer;
 
 pub mod past;
 #[cfg(test)]
 mod schema_tests;
+#[cfg(test)]
+mod tentative_tests;
 #[cfg(test)]
 mod testing;
 #[cfg(test)]

@@ -73,6 +73,7 @@ pub(super) fn send(
             wall_ms: context.wall_ms,
             body,
         };
+        let operation = letter.body.begins();
         let letter = codec::encode(&letter);
         state.put(outbox_row(&from, &to, number), Some(letter.clone()));
         state.put(row, Some(codec::encode(&partner)));
@@ -81,6 +82,7 @@ pub(super) fn send(
             session: partner.session,
             number,
             action,
+            operation,
         });
         delta.pairs.push(PairNews {
             from: from.clone(),
@@ -139,6 +141,30 @@ pub(super) fn operate(
         partner: Some(partner),
         letter: None,
         again: true,
+    });
+    Ok(())
+}
+
+/// Counts the tentative operations that a sender has open with a receiver: their session stays open for so long.
+pub(super) fn count_open(
+    from: &Position,
+    to: Position,
+    more: i32,
+    state: &mut dyn State,
+    delta: &mut Delta,
+) -> Result<(), StateError> {
+    let row = partner_row(from, &to);
+    let Some(mut partner) = read_row::<Partner>(&row, state)? else {
+        return Ok(());
+    };
+    partner.open = partner.open.saturating_add_signed(more);
+    state.put(row, Some(codec::encode(&partner)));
+    delta.pairs.push(PairNews {
+        from: from.clone(),
+        to,
+        partner: Some(partner),
+        letter: None,
+        again: false,
     });
     Ok(())
 }

@@ -78,12 +78,12 @@ impl How {
     pub fn of(change: &crate::protocol::request::Change) -> Self {
         use crate::protocol::request::Change;
         match change {
-            Change::Put(_) => How::Put,
+            Change::Put(_) | Change::PutFor { .. } => How::Put,
             Change::Post(_) => How::Post,
             Change::Patch(_) => How::Patch,
             Change::Delete => How::Delete,
             // Changes nothing of its sender.
-            Change::Send { .. } | Change::Activity { .. } => How::Patch,
+            Change::Send { .. } | Change::Activity { .. } | Change::Tentative(_) => How::Patch,
         }
     }
 }

@@ -1,11 +1,11 @@
 //! An entity in hand: its head, read once, and written back once when all that concerns it is done.
 use bytes::Bytes;
 
-use super::draft::Draft;
-use super::head::{Head, SchemaMark};
+use super::draft::{Draft, Lasts};
+use super::head::{Expiry, Head, SchemaMark};
 use super::machine::{Context, Delta, decode_head};
 use super::message::PairNews;
-use super::{outbox, past};
+use super::{outbox, past, timer};
 use crate::daemon::core::changes::Noted;
 use crate::daemon::core::state::{State, StateError};
 use crate::protocol::activity::{Body, Sent};
@@ -27,8 +27,11 @@ pub(super) struct Decided {
     document: Option<Option<Bytes>>,
     rows: Vec<(Bytes, Option<Bytes>)>,
     pairs: Vec<PairNews>,
+    lasts: Lasts,
     sends: Vec<(Position, Body)>,
     schema: Option<SchemaMark>,
+    opened: Vec<(Position, i32)>,
+    timers: Vec<(Bytes, Option<u64>)>,
     depth: u8,
 }
 
@@ -82,6 +85,15 @@ impl Subject {
             head.changed_at = context.change_at;
             head.exists = document.is_some();
             head.document = document.unwrap_or_default();
+            let expires = match (head.exists, decided.lasts) {
+                (true, Lasts::AsBefore) => head.expires,
+                (true, Lasts::For(ttl_ms)) => Some(Expiry {
+                    due_ms: context.shard_time_ms.saturating_add(ttl_ms),
+                    wall_ms: context.wall_ms.saturating_add(ttl_ms),
+                }),
+                _ => None,
+            };
+            let old = std::mem::replace(&mut head.expires, expires);
             head.schema = decided.schema.unwrap_or_default();
             head.how = how;
             let change = Version {
@@ -96,12 +108,23 @@ impl Subject {
                 wall_ms: context.wall_ms,
                 cause: change.cause(),
             });
+            if expires != old {
+                let due_ms = expires.map(|expires| expires.due_ms);
+                timer::set(&self.position, timer::of_entity(), due_ms, state, delta);
+            }
+        }
+        for (what, due_ms) in decided.timers {
+            timer::set(&self.position, what, due_ms, state, delta);
         }
         delta.pairs.extend(decided.pairs);
         for (row, value) in decided.rows {
             state.put(row, value);
         }
-        outbox::send(self, decided.sends, decided.depth, context, state, delta)
+        let sent = outbox::send(self, decided.sends, decided.depth, context, state, delta)?;
+        for (to, more) in decided.opened {
+            outbox::count_open(&self.position, to, more, state, delta)?;
+        }
+        Ok(sent)
     }
 
     /// Writes the head back.
@@ -120,8 +143,11 @@ impl Draft<'_> {
             document: self.document,
             rows: self.rows.into_iter().collect(),
             pairs: self.pairs,
+            lasts: self.lasts,
             sends: self.sends,
             schema: self.schema,
+            opened: self.opened,
+            timers: self.timers,
             depth: self.depth,
         }
     }

@@ -134,6 +134,7 @@ impl Node {
                 let response = self.apply_split(replica, *epoch, at, *child, effects);
                 if let Response::Split { right, .. } = &response {
                     self.forget_sources(&right.range, state)?;
+                    self.forget_timers(&right.range, state)?;
                 }
                 response
             }
@@ -153,12 +154,13 @@ impl Node {
             Command::ChangeReplicas { .. } | Command::LeaveJoint | Command::Merge { .. } => {
                 return Err(StateError::Io("applied elsewhere".to_owned()));
             }
-            Command::Deliver(_) | Command::Acknowledge(_) if replica.shard.frozen.is_some() => {
+            Command::Deliver(_) | Command::Acknowledge(_) | Command::Due(_) if replica.shard.frozen.is_some() => {
                 return Ok((Response::Error(merge::frozen(&replica.shard)), None));
             }
             Command::Deliver(parcels) => self.apply_deliver(replica, entry, parcels, context, state, effects)?,
             Command::Acknowledge(all) => self.apply_acknowledge(replica, entry, all, state, effects)?,
             Command::Schema(schema) => self.apply_schema(replica, schema)?,
+            Command::Due(timers) => self.apply_due(replica, entry, timers, context, state, effects)?,
             Command::Directory(command) => {
                 let Some(directory) = self.directory.as_mut() else {
                     return Err(StateError::Io("a directory command outside the directory".to_owned()));

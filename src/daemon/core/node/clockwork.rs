@@ -55,6 +55,7 @@ impl Node {
         self.tend_births(effects);
         self.tick_dispatch();
         self.tend_passes(effects);
+        self.tick_timers();
         self.unpark |= !self.parked.is_empty();
         if now.since(self.last_expiry) >= EXPIRE_EVERY {
             self.last_expiry = now;

@@ -98,6 +98,7 @@ impl Node {
             }
         }
         self.pairs_changed(replica.shard.id, delta.pairs);
+        self.timers_changed(replica.shard.id, delta.timers);
     }
 
     fn tell_delivered(

@@ -7,9 +7,11 @@ use std::ops::ControlFlow;
 
 use bytes::Bytes;
 
+use super::timers::Timers;
 use super::*;
 use crate::daemon::core::entity::inbox;
 use crate::daemon::core::entity::message::{Acknowledgement, Known, PairNews, Partner, outbox_row};
+use crate::daemon::core::entity::timer::TimerNews;
 use crate::protocol::key::{KeyRange, RowKind, split_partner_rest, split_row_key, work_start};
 use crate::protocol::parcel::{Content, Parcel, Receipt};
 use crate::protocol::request::Request;
@@ -33,6 +35,8 @@ pub(super) struct Dispatch {
     active: BTreeSet<ShardId>,
     /// Sending shards with alarms.
     alarmed: BTreeSet<ShardId>,
+    /// When shards have to look at their timers.
+    pub(super) timer_alarms: BTreeSet<(Time, ShardId)>,
 }
 
 /// Sender and receiver.
@@ -40,7 +44,7 @@ type Pair = (Position, Position);
 
 /// One shard that this node leads.
 #[derive(Debug)]
-struct Sender {
+pub(super) struct Sender {
     term: u64,
     close_after: Span,
     pairs: BTreeMap<Pair, State>,
@@ -57,6 +61,7 @@ struct Sender {
     /// The same, for which a majority is being asked.
     confirming: Vec<(Pair, u64, u64)>,
     asked: bool,
+    pub(super) timers: Timers,
 }
 
 /// How one pair stands.
@@ -116,6 +121,7 @@ impl Sender {
             tickets: Vec::new(),
             confirming: Vec::new(),
             asked: false,
+            timers: Timers::default(),
         }
     }
 
@@ -266,7 +272,7 @@ impl Sender {
         let mut rows = 0;
         while let Some((start, end)) = self.unread.pop() {
             let mut go_on = None;
-            let mut found = Vec::new();
+            let (mut found, mut timers) = (Vec::new(), Vec::new());
             state.scan(&start, &end, &mut |row, value| {
                 rows += 1;
                 let Some((from, kind, rest)) = split_row_key(row) else {
@@ -277,7 +283,9 @@ impl Sender {
                     go_on = Some(work_start(&from.successor()));
                     return ControlFlow::Break(());
                 }
-                if kind == RowKind::Partner as u8
+                if kind == RowKind::Timer as u8 {
+                    timers.push((from, rest, value.clone()));
+                } else if kind == RowKind::Partner as u8
                     && let Some((to, _)) = split_partner_rest(&rest)
                 {
                     found.push((from, to, value.clone()));
@@ -305,6 +313,12 @@ impl Sender {
                     now,
                 );
             }
+            for (entity, what, value) in timers {
+                let due_ms =
+                    codec::decode(&value).map_err(|error| StateError::Io(format!("a timer of {entity}: {error}")))?;
+                let due_ms = Some(due_ms);
+                self.timers.learn(TimerNews { entity, what, due_ms });
+            }
             if let Some(next) = go_on.filter(|next| *next < end) {
                 self.unread.push((next, end));
             }
@@ -318,6 +332,21 @@ impl Sender {
 
     fn is_at_rest(&self) -> bool {
         self.pairs.is_empty() && self.unread.is_empty() && self.acknowledgements.is_empty()
+    }
+}
+
+impl Dispatch {
+    pub(super) fn sender(&mut self, shard: ShardId) -> Option<&mut Sender> {
+        self.senders.get_mut(&shard)
+    }
+
+    pub(super) fn timers(&self, shard: ShardId) -> Option<&Timers> {
+        self.senders.get(&shard).map(|sender| &sender.timers)
+    }
+
+    /// The shard has something to be done at once.
+    pub(super) fn activate(&mut self, shard: ShardId) {
+        self.active.insert(shard);
     }
 }
 
@@ -411,6 +440,7 @@ impl Node {
         let range = &replica.shard.range;
         sender.pairs.retain(|(from, _), _| range.contains(from));
         sender.alarms.retain(|(_, (from, _))| range.contains(from));
+        sender.timers.keep(range);
         sender.outstanding = sender.pairs.values().map(|state| state.partner.outstanding()).sum();
         let [(_, work_end), _] = range.row_ranges();
         for (_, end) in &mut sender.unread {
@@ -448,6 +478,7 @@ impl Node {
             }
             let result = self.dispatch_shard(shard, &mut sender, &mut open, &mut own, now, state, effects);
             has_proposed |= self.propose_acknowledgements(shard, &mut sender, now);
+            has_proposed |= self.tend_timers(shard, &mut sender);
             if !sender.unread.is_empty() || !sender.ready.is_empty() {
                 self.dispatch.active.insert(shard);
             }
@@ -483,6 +514,13 @@ impl Node {
         state: &dyn super::State,
         effects: &mut Effects,
     ) -> Result<(), StateError> {
+        if sender.unread.is_empty()
+            && sender.timers.is_used_up()
+            && let Some(replica) = self.replicas.get(&shard)
+        {
+            let [work, _] = replica.shard.range.row_ranges();
+            sender.unread.push(work);
+        }
         if !sender.unread.is_empty() {
             sender.read_on(now, state)?;
         }

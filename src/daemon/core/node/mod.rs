@@ -47,6 +47,7 @@ mod registry;
 mod removal;
 mod schemas;
 mod start;
+mod timers;
 mod watch;
 
 pub use hibernation::Hibernation;
@@ -130,6 +131,10 @@ pub enum PlantedBug {
     AcknowledgesEarly,
     /// A split's right half forgets what its entities have had.
     SplitForgetsSources,
+    /// A holder confirms what it has given back already.
+    ConfirmsExpired,
+    /// A split's right half forgets its timers.
+    SplitForgetsTimers,
     /// Tickets are taken whatever they say.
     TakesAnyTicket,
     /// The second node's copies leave out one write each, once.
@@ -725,6 +730,7 @@ impl Node {
             }
         }
         if let Some(event) = replica.role_change() {
+            replica.lead_from(now);
             self.watch_leadership(replica);
             if let Event::Role {
                 shard,

@@ -24,7 +24,7 @@ pub(super) struct Schemas {
 }
 
 /// The rules of a service, with a schema or without.
-pub(super) struct Judge {
+pub(in crate::daemon::core) struct Judge {
     schema: Option<Arc<Ruleset>>,
     plain: &'static dyn Rules,
 }
@@ -43,6 +43,13 @@ impl Rules for Judge {
             None => self.plain.receive(from, body, draft),
         }
     }
+
+    fn pools(&self) -> Vec<&str> {
+        match &self.schema {
+            Some(rules) => rules.own.schema.pools.iter().map(|pool| pool.field.as_str()).collect(),
+            None => self.plain.pools(),
+        }
+    }
 }
 
 impl Node {
@@ -58,6 +65,16 @@ impl Node {
     pub(super) fn judge_by(&mut self, schema: &Bundle, service: &str) -> Result<Judge, StateError> {
         let schema = self.read_schema(service, schema)?;
         Ok(self.judging(schema))
+    }
+
+    /// The same, for a read that is only told what there is.
+    pub(in crate::daemon::core) fn judge_to_read(&self, replica: &Replica) -> Result<Judge, StateError> {
+        let mut rules = replica.rules.clone();
+        if rules.is_none() && !replica.schema.is_empty() {
+            let read = replica.schema.read();
+            rules = Some(Arc::new(read.map_err(|error| StateError::Io(error.to_string()))?));
+        }
+        Ok(self.judging(rules))
     }
 
     fn judging(&self, schema: Option<Arc<Ruleset>>) -> Judge {

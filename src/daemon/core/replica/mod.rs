@@ -803,6 +803,24 @@ impl Replica {
         }
     }
 
+    /// Time counts from the moment in which this copy became leader: entries of leaders before it are older.
+    pub fn lead_from(&mut self, now: Time) {
+        let term = self.term();
+        if self.is_leader() && self.last_proposal.is_none_or(|(in_term, _)| in_term != term) {
+            self.last_proposal = Some((term, now));
+        }
+    }
+
+    /// The shard's clock, if its leader proposed an entry now (or a little less: what it has proposed and not applied does
+    /// not count), and how much of that no entry has booked.
+    pub fn clock(&self, now: Time) -> (u64, Span) {
+        let unbooked = match self.last_proposal {
+            Some((in_term, at)) if in_term == self.term() => now.since(at),
+            _ => Span(0),
+        };
+        (self.shard_time_ms + unbooked.as_millis(), unbooked)
+    }
+
     /// Takes one `Ready` from Raft: its part of the log write, what may leave at once; what must wait is kept under `seq`.
     /// Returns committed entries to apply. Call again while `has_ready`.
     pub fn collect(&mut self, seq: LogSeq, write: &mut Option<ShardWrite>, out: &mut Effects) -> Vec<Committed> {

@@ -221,6 +221,9 @@ impl World {
                         self.cover.learn(id, shard)?;
                     }
                     self.mail.see(&event)?;
+                    if let Some(holder) = self.bank.see(&event)? {
+                        self.to_audit.insert((machine, holder));
+                    }
                     self.count(&event);
                 }
                 Effect::Stopped => {
@@ -237,6 +240,7 @@ impl World {
             }
         }
         let _ = clock;
+        self.audit()?;
         self.send(machine, frames);
         Ok(())
     }

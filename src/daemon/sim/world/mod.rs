@@ -6,6 +6,7 @@ use std::ops::ControlFlow;
 
 use bytes::Bytes;
 
+use super::bank::Bank;
 use super::check::{Cover, Lead, Log, Once, Outcome, Property, Record, Repl, Same, Violation, judge_history};
 use super::clock::{DRIFT_PPM_MAX, MachineClock};
 use super::disk::{Engine, Media};
@@ -76,6 +77,10 @@ pub enum Bug {
     SplitForgetsChanges,
     /// A chunk from a snapshot that broke off is kept although its content has changed.
     KeepsStaleChunks,
+    /// A holder confirms what it has given back already.
+    ConfirmsExpired,
+    /// A split's right half forgets its timers.
+    SplitForgetsTimers,
 }
 
 /// What a run is like.
@@ -147,6 +152,8 @@ pub struct Report {
     pub followed: u64,
     /// Of these, how many stood for several that the shard did not remember.
     pub resynced: u64,
+    /// Tentative operations: confirmed, declined, cancelled, expired.
+    pub tentative: [u64; 4],
 }
 
 /// A run that broke a promise.
@@ -205,6 +212,9 @@ pub struct World {
     /// Every so many frames one goes through the codec.
     frames: u64,
     mail: Mail,
+    bank: Bank,
+    /// Holders whose rows are to be looked at, by machine.
+    to_audit: BTreeSet<(usize, Position)>,
     /// Messages between entities that were on their way once, and may come again.
     old_mail: Vec<(usize, usize, Vec<Message>)>,
     /// Draws late copies.
@@ -360,6 +370,8 @@ impl World {
                 Mode::Operator
             } else if number < operators + senders {
                 Mode::Messages
+            } else if number == operators + senders {
+                Mode::Budget
             } else {
                 Mode::Entities
             };
@@ -429,6 +441,8 @@ impl World {
             is_healed: false,
             frames: 0,
             mail: Mail::default(),
+            bank: Bank::default(),
+            to_audit: BTreeSet::new(),
             old_mail: Vec::new(),
             mail_rng: fastrand::Rng::with_seed(stream(options.seed, 6)),
             is_manual: false,
@@ -521,6 +535,8 @@ impl World {
                     Bug::AcknowledgesEarly => PlantedBug::AcknowledgesEarly,
                     Bug::SplitForgetsSources => PlantedBug::SplitForgetsSources,
                     Bug::TakesAnyTicket => PlantedBug::TakesAnyTicket,
+                    Bug::ConfirmsExpired => PlantedBug::ConfirmsExpired,
+                    Bug::SplitForgetsTimers => PlantedBug::SplitForgetsTimers,
                     Bug::SplitForgetsChanges => PlantedBug::SplitForgetsChanges,
                     Bug::None | Bug::AckBeforeSync | Bug::TrustsTheDisk | Bug::KeepsStaleChunks => PlantedBug::None,
                 },
@@ -639,6 +655,7 @@ impl World {
             }
         })?;
         self.compare_rows()?;
+        self.check_bank()?;
         self.mail.check_documents(|entity| self.document_of(entity))?;
         for record in &self.clients[reader].records {
             let Outcome::Saw(seen) = &record.outcome else { continue };
@@ -678,6 +695,7 @@ impl World {
             verified: self.verified(),
             followed: self.watchers().map(|watcher| watcher.changes).sum(),
             resynced: self.watchers().map(|watcher| watcher.resynced).sum(),
+            tentative: self.bank.count(),
         }
     }
 

@@ -4,6 +4,7 @@ use std::ops::ControlFlow;
 use super::super::check::{Property, Violation};
 use crate::daemon::core::entity::machine;
 use crate::daemon::core::state::State;
+use crate::daemon::store::Store;
 use crate::protocol::key::{RowKind, split_row_key};
 
 use super::*;
@@ -66,10 +67,17 @@ impl World {
 
     /// A message that is not applied, or a row of a pair that has nothing more to say to each other.
     fn mail_left(&self) -> Option<String> {
-        if let Some(missing) = self.mail.missing() {
+        if let Some(missing) = self.mail.missing().or_else(|| self.bank.open()) {
             return Some(missing);
         }
-        let kinds = [RowKind::Tally, RowKind::Partner, RowKind::Outbox, RowKind::Source].map(|kind| kind as u8);
+        let kinds = [
+            RowKind::Tally,
+            RowKind::Partner,
+            RowKind::Outbox,
+            RowKind::Source,
+            RowKind::Timer,
+        ];
+        let kinds = kinds.map(|kind| kind as u8);
         for machine in &self.machines {
             let Some(process) = &machine.process else {
                 return Some(format!("{} is down", machine.id));
@@ -78,8 +86,11 @@ impl World {
                 let mut left = None;
                 for (start, end) in replica.shard.range.row_ranges() {
                     let _ = process.store.scan(&start, &end, &mut |row, _| {
-                        let kind = split_row_key(row).map(|(_, kind, _)| kind);
-                        if kind.is_some_and(|kind| kinds.contains(&kind)) {
+                        let is_left = |kind: u8, rest: &[u8]| {
+                            let is_open = kind == RowKind::Tentative as u8 && matches!(rest.first(), Some(b'h' | b'r'));
+                            kinds.contains(&kind) || is_open
+                        };
+                        if split_row_key(row).is_some_and(|(_, kind, rest)| is_left(kind, &rest)) {
                             left = Some(row.clone());
                             return ControlFlow::Break(());
                         }
@@ -95,8 +106,37 @@ impl World {
         None
     }
 
+    /// S3 LEDGER: rows of holders that have just decided something.
+    pub(super) fn audit(&mut self) -> Result<(), Violation> {
+        while let Some((machine, holder)) = self.to_audit.pop_first() {
+            let Some(process) = &self.machines[machine].process else {
+                continue;
+            };
+            let mut replicas = process.node.replicas();
+            if replicas.any(|replica| replica.is_initialized() && replica.shard.range.contains(&holder)) {
+                Bank::check_rows(&holder, &process.store)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// S3 LEDGER, when all is over.
+    pub(super) fn check_bank(&self) -> Result<(), Violation> {
+        self.bank.check_ended(|entity| {
+            let store: &dyn State = self.store_of(entity)?;
+            Some(store)
+        })
+    }
+
     /// The document as the nodes have it.
     pub(super) fn document_of(&self, entity: &Position) -> Option<Bytes> {
+        machine::read(entity, self.store_of(entity)?)
+            .ok()?
+            .map(|entity| entity.document)
+    }
+
+    /// The rows of the node that leads the entity's shard.
+    fn store_of(&self, entity: &Position) -> Option<&Store> {
         let holds = |machine: &&Machine| {
             let process = machine.process.as_ref();
             process.is_some_and(|process| {
@@ -105,9 +145,7 @@ impl World {
             })
         };
         let process = self.machines.iter().find(holds)?.process.as_ref()?;
-        machine::read(entity, &process.store)
-            .ok()?
-            .map(|entity| entity.document)
+        Some(&process.store)
     }
 }
 
