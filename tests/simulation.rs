@@ -318,6 +318,7 @@ fn finds_a_ticket_that_is_not_checked() {
     };
     finds(Bug::TakesAnyTicket, plan, &[Property::Once]);
 }
+
 /// A planted bug that no caller notices: the copies on one node leave out a write each. The comparison of copies finds
 /// them, and they are replaced, so that in the end all copies are the same.
 #[test]

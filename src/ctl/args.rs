@@ -230,7 +230,7 @@ pub enum EntityCommand {
         /// Only if there is no such entity
         #[arg(long)]
         if_absent: bool,
-        /// The entity ends by itself after so long, with all that follows from a delete; a put without it takes that back
+        /// The entity ends by itself after so long; a put without it takes that back
         #[arg(long, value_parser = span, value_name = "SPAN")]
         ttl: Option<Duration>,
         /// Repeat an earlier write: it has one effect, however often

@@ -37,32 +37,32 @@ impl Client {
         let mut kind = BudgetKind::Write;
         let mut condition = Condition::Always;
         let (of, change) = match self.rng.u32(..100) {
-            0..=4 => {
+            0..=11 => {
                 condition = Condition::IfAbsent;
                 let document = format!(r#"{{"budget":{BUDGET_MAX}}}"#).into();
                 (holder, Change::Put(document))
             }
-            5..=6 => {
+            12..=13 => {
                 // Refused where more is reserved.
-                let document = format!(r#"{{"budget":{}}}"#, self.rng.i64(0..=BUDGET_MAX)).into();
+                let document = format!(r#"{{"budget":{}}}"#, self.rng.i64(BUDGET_MAX / 2..=BUDGET_MAX)).into();
                 (holder, Change::Put(document))
             }
-            7..=18 => (requester, Change::Put("{}".into())),
-            19 => (requester, Change::Delete),
-            20..=23 => {
+            14..=22 => (requester, Change::Put("{}".into())),
+            23 => (requester, Change::Delete),
+            24..=29 => {
                 kind = BudgetKind::Last { at: now };
                 let document = "{}".into();
                 let ttl_ms = LASTS_MS;
                 (lasting, Change::PutFor { document, ttl_ms })
             }
-            24..=29 => {
+            30..=34 => {
                 let (service, key) = lasting.parts();
                 let (service, key) = (service.to_owned(), key.unwrap_or("").to_owned());
                 let kind = Kind::Budget(BudgetKind::Look);
                 let request = Request::Get { service, key };
                 return self.begin(now, moment, kind, request, Role::Viewer, stage, acts);
             }
-            30..=64 => {
+            35..=69 => {
                 let wanted = Tentative::Reserve {
                     holder,
                     resource: "budget".to_owned(),

@@ -85,8 +85,13 @@ impl World {
             for replica in process.node.replicas().filter(|replica| replica.is_initialized()) {
                 let mut left = None;
                 for (start, end) in replica.shard.range.row_ranges() {
-                    let _ = process.store.scan(&start, &end, &mut |row, _| {
+                    let _ = process.store.scan(&start, &end, &mut |row, value| {
                         let is_left = |kind: u8, rest: &[u8]| {
+                            // All that was put for a time has ended by now.
+                            let head = (kind == RowKind::Head as u8).then(|| machine::decode_head(row, value));
+                            if head.is_some_and(|head| head.is_ok_and(|head| head.expires.is_some())) {
+                                return true;
+                            }
                             let is_open = kind == RowKind::Tentative as u8 && matches!(rest.first(), Some(b'h' | b'r'));
                             kinds.contains(&kind) || is_open
                         };
