@@ -947,3 +947,83 @@ fn changes_are_followed_through_a_split_a_merge_and_killed_leaders() {
         assert!(other.is_err(), "a token of other keys");
     });
 }
+
+impl Cluster {
+    /// Waits until a node has ended by itself; its exit code.
+    async fn ended(&mut self, n: usize) -> Option<i32> {
+        let deadline = Instant::now() + PATIENCE;
+        loop {
+            let child = self.nodes[n].as_mut().expect("it was started");
+            if let Some(status) = child.try_wait().expect("ours") {
+                self.nodes[n] = None;
+                return status.code();
+            }
+            assert!(Instant::now() < deadline, "n{} goes on\n{}", n + 1, self.logs());
+            sleep(Duration::from_millis(20)).await;
+        }
+    }
+
+    fn data(&self, n: usize) -> std::path::PathBuf {
+        self.dir.path().join(format!("c/n{}/data", n + 1))
+    }
+}
+
+fn copy_dir(from: &std::path::Path, to: &std::path::Path) {
+    std::fs::create_dir_all(to).expect("a directory");
+    for entry in std::fs::read_dir(from).expect("it is there") {
+        let entry = entry.expect("readable");
+        std::fs::copy(entry.path(), to.join(entry.file_name())).expect("copied");
+    }
+}
+
+/// A node whose disk was wiped, and one whose disk was put back to an older image, are turned away by their peers, say why
+/// and end with 78; the others serve all the while.
+#[test]
+fn a_node_that_has_forgotten_is_turned_away() {
+    test(async {
+        let mut cluster = Cluster::start();
+        let client = cluster.client().await;
+        for n in 0..20 {
+            client
+                .put("campaign", &format!("c-{n}"), &br#"{"n":1}"#[..])
+                .await
+                .expect("put");
+        }
+
+        // An image of a disk, and what it was acknowledged to hold since.
+        cluster.kill(1);
+        let image = cluster.dir.path().join("image");
+        copy_dir(&cluster.data(1), &image);
+        cluster.run(1);
+        caught_up(&client, NodeId(2)).await;
+        for n in 20..60 {
+            client
+                .put("campaign", &format!("c-{n}"), &br#"{"n":1}"#[..])
+                .await
+                .expect("put");
+        }
+        cluster.kill(1);
+        let good = cluster.dir.path().join("good");
+        copy_dir(&cluster.data(1), &good);
+        std::fs::remove_dir_all(cluster.data(1)).expect("removed");
+        copy_dir(&image, &cluster.data(1));
+        cluster.run(1);
+        assert_eq!(cluster.ended(1).await, Some(78), "{}", cluster.logs());
+        assert!(cluster.logs().contains("older image"), "{}", cluster.logs());
+        client.put("campaign", "c-60", &br#"{"n":1}"#[..]).await.expect("put");
+
+        // Wiped.
+        std::fs::remove_dir_all(cluster.data(1)).expect("removed");
+        cluster.run(1);
+        assert_eq!(cluster.ended(1).await, Some(78), "{}", cluster.logs());
+        assert!(cluster.logs().contains("another store"), "{}", cluster.logs());
+        client.put("campaign", "c-61", &br#"{"n":1}"#[..]).await.expect("put");
+
+        // Its own disk again: it is the one that is known.
+        std::fs::remove_dir_all(cluster.data(1)).expect("removed");
+        copy_dir(&good, &cluster.data(1));
+        cluster.run(1);
+        caught_up(&client, NodeId(2)).await;
+        client.put("campaign", "c-62", &br#"{"n":1}"#[..]).await.expect("put");
+    });
+}

@@ -56,6 +56,12 @@ pub enum RunError {
         /// See [`exit`].
         code: u8,
     },
+    /// Its disk was wiped, restored from an older image, or cloned.
+    #[error("the node's peers do not accept it: {why}; nothing was changed")]
+    Refused {
+        /// What they say.
+        why: String,
+    },
     /// The host did not join.
     #[error("this host did not join the cluster")]
     Enroll(#[from] EnrollError),
@@ -77,6 +83,7 @@ impl RunError {
             RunError::Config(_) => exit::CONFIG,
             RunError::Start { source, .. } => of_start(source),
             RunError::Stopped { code, .. } => *code,
+            RunError::Refused { .. } => exit::CONFIG,
             RunError::Enroll(error) => of_enroll(error),
             RunError::Write { source, .. } => of_io(source, exit::DISK),
         }
@@ -89,6 +96,7 @@ impl RunError {
             // The core halts when its own rows can't be read: what it applied next would differ from its peers.
             StopReason::Halted(why) => (why, exit::DISK),
             StopReason::Removed => ("it has left the cluster for good".to_owned(), exit::REMOVED),
+            StopReason::Refused(why) => return Err(RunError::Refused { why }),
             StopReason::Died(why) => (why, exit::INTERNAL),
         };
         Err(RunError::Stopped { why, code })

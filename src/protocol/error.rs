@@ -156,6 +156,9 @@ codes! {
     /// The node was sent away.
     Removed = 1405, Refused, "the node is no member of the cluster any more",
         "The node has left the cluster, was replaced or forgotten. Its id is never used again; isxd ends with exit code 76 and is not to be restarted. To use the host again, remove its data and let it join as a new node.";
+    /// Wiped, restored or cloned.
+    OtherLife = 1406, Refused, "the node's disk is not the one that its peers know",
+        "The disk of a node was wiped, restored from an older image, or cloned, so it may have forgotten what it acknowledged and must not vote or count as the node it was. isxd ends with exit code 78; nothing was changed. Stop it. Let the host join again under a new id (`isxctl token create`, then `isxd join` with an empty directory) and put that in the old node's place: `isxctl node replace OLD --with NEW`. A copy that ran beside the original is only stopped.";
     /// Split point outside or at the edge.
     BadSplit = 1501, Refused, "the shard can't be split there",
         "The split point must lie inside the shard's range, behind its start. `isxctl shard show` prints the range.";

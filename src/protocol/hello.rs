@@ -35,6 +35,12 @@ pub struct NodeHello {
     pub node: NodeId,
     /// Identity of its store.
     pub store_id: u128,
+    /// The how manieth start of this store it is.
+    pub life: u64,
+    /// Drawn when the process started: tells two processes on copies of one disk apart.
+    pub boot: u64,
+    /// Where its log ended when it started.
+    pub persisted: u64,
 }
 
 /// What the accepting side answers.

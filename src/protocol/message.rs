@@ -13,6 +13,8 @@ use super::shard_map::{MapView, ShardDescriptor};
 /// A frame from node to node.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct PeerFrame {
+    /// The sender's log is synced up to this write: whatever it acknowledges in here is in it.
+    pub persisted: u64,
     /// In the order they were made.
     pub messages: Vec<Message>,
 }

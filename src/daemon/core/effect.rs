@@ -6,6 +6,7 @@ use super::event::Event;
 use super::input::SessionId;
 use super::state::{Install, LogBatch, LogSeq, ReplicaMeta, StagedCopy};
 use super::time::Time;
+use crate::protocol::error::WireError;
 use crate::protocol::id::{NodeId, ShardId};
 use crate::protocol::key::KeyRange;
 use crate::protocol::message::{Message, SnapshotHeader};
@@ -70,6 +71,13 @@ pub enum Effect {
         shard: ShardId,
         /// The entry that asked.
         index: u64,
+    },
+    /// Tell a peer that it is not listened to, and why, and end the connection.
+    Refuse {
+        /// The peer.
+        peer: NodeId,
+        /// Why.
+        error: WireError,
     },
     /// Tell people.
     Event(Event),

@@ -129,6 +129,13 @@ pub enum Event {
         /// As it lies in the sender's rows.
         letter: Bytes,
     },
+    /// A peer is not the one that is known, or has forgotten what it acknowledged.
+    Refused {
+        /// The peer.
+        node: NodeId,
+        /// What is wrong with it.
+        why: String,
+    },
     /// Something is wrong with the rows of a copy on this node.
     Damage {
         /// The shard.
@@ -230,6 +237,7 @@ impl fmt::Display for Event {
                 };
                 write!(f, "message {session}.{number} from {from} to {to} {what}")
             }
+            Event::Refused { node, why } => write!(f, "{node} is refused: {why}"),
             Event::Damage { shard, replica, why } => write!(f, "{shard} {replica} is damaged: {why}"),
             Event::Differs {
                 shard,

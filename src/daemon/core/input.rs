@@ -1,5 +1,6 @@
 //! What happens to a node.
 use super::state::{LogSeq, StagedCopy};
+use crate::protocol::hello::NodeHello;
 use crate::protocol::id::{NodeId, ShardId};
 use crate::protocol::message::{Message, Principal, RaftMessage, SliceSum};
 use crate::protocol::request::Request;
@@ -76,6 +77,18 @@ pub enum Input {
         attempt: u64,
         /// Whether the peer has confirmed it whole.
         delivered: bool,
+    },
+    /// What a peer says of itself over a new connection, before anything else.
+    Greeted {
+        /// What it says.
+        hello: NodeHello,
+    },
+    /// A frame of a peer's, about to be `Received`, says that the peer's log is synced up to here.
+    PeerPersisted {
+        /// The peer.
+        peer: NodeId,
+        /// How far.
+        seq: LogSeq,
     },
     /// A connection to a peer came up or went down.
     Connected {

@@ -51,6 +51,8 @@ pub(super) struct Driver {
     joins: Joins,
     sessions: HashMap<SessionId, Arc<Session>>,
     links: BTreeMap<NodeId, Arc<Link>>,
+    /// What the core was last told of peers' logs.
+    peer_persisted: BTreeMap<NodeId, u64>,
     effects: Vec<Effect>,
     /// Messages of the drain under way, by peer; emptied and kept.
     sends: BTreeMap<NodeId, Vec<Message>>,
@@ -81,6 +83,7 @@ impl Driver {
             joins,
             sessions: HashMap::new(),
             links: BTreeMap::new(),
+            peer_persisted: BTreeMap::new(),
             effects,
             sends: BTreeMap::new(),
             answered: Vec::new(),
@@ -176,9 +179,25 @@ impl Driver {
                     self.ask(clock, &session, request);
                 }
             }
-            Report::Received { link, messages, bytes } => {
+            Report::Received {
+                link,
+                persisted,
+                messages,
+                bytes,
+            } => {
                 link.unread.sub(bytes);
                 let from = link.node;
+                let current = self.links.get(&from);
+                if !current.is_some_and(|current| Arc::ptr_eq(current, &link)) {
+                    // Of a connection that was replaced, or of a peer that was refused.
+                    return;
+                }
+                let known = self.peer_persisted.entry(from).or_default();
+                if *known < persisted {
+                    *known = persisted;
+                    let seq = LogSeq(persisted);
+                    self.step(clock, Input::PeerPersisted { peer: from, seq });
+                }
                 self.step(clock, Input::Received { from, messages });
             }
             Report::Disk(report) => self.take_in_disk(clock, report),
@@ -191,7 +210,10 @@ impl Driver {
             }
             Report::PeerUp(link) => {
                 let peer = link.node;
-                if self.links.insert(peer, link).is_some() {
+                let hello = link.hello.clone();
+                let is_replaced = self.links.insert(peer, link).is_some();
+                self.step(clock, Input::Greeted { hello });
+                if is_replaced {
                     // What was on its way over the old connection is lost.
                     self.step(clock, Input::Connected { peer, up: false });
                 }
@@ -208,6 +230,10 @@ impl Driver {
                 tracing::error!("{} has left the cluster for good: a peer says so", self.shared.node);
                 self.ended = Some(StopReason::Removed);
             }
+            Report::Refused(why) => {
+                tracing::error!("a peer does not accept this node: {why}");
+                self.ended = Some(StopReason::Refused(why));
+            }
             Report::Stop { at_once: true } => self.ended = Some(StopReason::Asked),
             Report::Stop { at_once: false } => {
                 let limit = self.shared.stop_timeout;
@@ -220,7 +246,13 @@ impl Driver {
 
     fn take_in_disk(&mut self, clock: Clock, report: DiskReport) {
         match report {
-            DiskReport::Persisted(seq) => self.step(clock, Input::Persisted { seq }),
+            DiskReport::Persisted(seq) => {
+                // Before anything that this lets go is sent.
+                self.shared
+                    .persisted
+                    .fetch_max(seq.0, std::sync::atomic::Ordering::Release);
+                self.step(clock, Input::Persisted { seq });
+            }
             DiskReport::Checkpointed(trim) => {
                 self.store.checkpointed();
                 self.disk.trim(trim);
@@ -367,6 +399,12 @@ impl Driver {
                             let sum = slice.sum();
                             shared.inbox.push(Report::Input(Input::Hashed { shard, index, sum }));
                         });
+                    }
+                }
+                Effect::Refuse { peer, error } => {
+                    if let Some(link) = self.links.remove(&peer) {
+                        link.connection
+                            .close(super::quic::Close::OtherLife.code(), error.text.as_bytes());
                     }
                 }
                 Effect::Event(event) => tell(&event),

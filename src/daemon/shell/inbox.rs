@@ -33,6 +33,8 @@ pub(super) enum Report {
     /// Messages that arrived together.
     Received {
         link: Arc<Link>,
+        /// The peer's log is synced up to here.
+        persisted: u64,
         messages: Vec<Message>,
         bytes: usize,
     },
@@ -44,6 +46,8 @@ pub(super) enum Report {
     Stop { at_once: bool },
     /// A peer said that this node is no member any more.
     Removed,
+    /// A peer said that this node's disk is not the one it knows.
+    Refused(String),
 }
 
 /// The driver's queue.

@@ -152,6 +152,8 @@ pub enum StopReason {
     Halted(String),
     /// It left the cluster.
     Removed,
+    /// Its disk was wiped, restored or cloned, a peer says.
+    Refused(String),
     /// A part of the shell died.
     Died(String),
 }
@@ -235,6 +237,14 @@ pub(crate) struct Shared {
     cluster: ClusterId,
     node: NodeId,
     store_id: u128,
+    /// The how manieth start of the store.
+    life: u64,
+    /// Tells this process from any other on a copy of its disk.
+    boot: u64,
+    /// Where the log ended at the start.
+    started_at: u64,
+    /// Where it is synced to by now.
+    persisted: std::sync::atomic::AtomicU64,
     data_dir: PathBuf,
     stop_timeout: Duration,
     names: PeerNames,
@@ -340,6 +350,7 @@ fn start(config: &Config, surroundings: Surroundings) -> Result<(Arc<Shared>, Dr
         source: Box::new(source),
     })?;
     notifier.status("recovering");
+    let started_at = opened.recovered.last_seq.0;
     let mut store = opened.store;
     let mut effects = Vec::new();
     let node = Node::new(
@@ -386,6 +397,10 @@ fn start(config: &Config, surroundings: Surroundings) -> Result<(Arc<Shared>, Dr
         cluster: config.cluster,
         node: config.node,
         store_id: opened.identity.store_id,
+        life: opened.life,
+        boot: random() as u64,
+        started_at,
+        persisted: started_at.into(),
         data_dir: config.data_dir.clone(),
         stop_timeout: config.stop_timeout,
         names,

@@ -47,7 +47,8 @@ pub(super) struct Link {
     pub(super) connection: quinn::Connection,
     /// Bytes that the driver has not taken yet.
     pub(super) unread: Unread,
-    store_id: u128,
+    /// What it said of itself.
+    pub(super) hello: NodeHello,
     outbox: Mutex<Outbox>,
     wake: Notify,
 }
@@ -200,10 +201,9 @@ impl Peers {
                 peer.store_id = node.store_id;
             }
             if let Some(link) = peer.link.as_ref().filter(|_| peer.gone || peer.is_other(&peer.link)) {
-                link.connection.close(
-                    Close::NotProven.code(),
-                    b"you are not the node that the directory knows",
-                );
+                let close = if peer.gone { Close::NotProven } else { Close::OtherLife };
+                link.connection
+                    .close(close.code(), b"you are not the node that the directory knows");
             }
             if !peer.dialling && !peer.gone {
                 peer.dialling = true;
@@ -232,7 +232,7 @@ impl Peers {
         }
         if peer.store_id != 0 && peer.store_id != claim.store_id {
             return Err(WireError::new(
-                Code::NotProven,
+                Code::OtherLife,
                 format!(
                     "{} registered with another store; its disk was wiped, restored or cloned, so it must not count as \
                      the node it was. Let the host join again under a new id",
@@ -270,7 +270,7 @@ impl Peers {
 impl Known {
     fn is_other(&self, link: &Option<Arc<Link>>) -> bool {
         link.as_ref()
-            .is_some_and(|link| self.store_id != 0 && link.store_id != self.store_id)
+            .is_some_and(|link| self.store_id != 0 && link.hello.store_id != self.store_id)
     }
 }
 
@@ -310,10 +310,10 @@ async fn dial(shared: Arc<Shared>, node: NodeId) {
             }
         }
         match connect(&shared, node, &address).await {
-            Ok((wire, store_id)) => {
+            Ok((wire, hello)) => {
                 backoff = BACKOFF_MIN;
                 told.clear();
-                converse(&shared, wire, node, store_id).await;
+                converse(&shared, wire, hello).await;
             }
             Err(error) => {
                 // Once per reason: a peer may be down for days.
@@ -358,7 +358,7 @@ enum DialError {
     NotIt(WireError),
 }
 
-async fn connect(shared: &Shared, node: NodeId, address: &str) -> Result<(Wire, u128), DialError> {
+async fn connect(shared: &Shared, node: NodeId, address: &str) -> Result<(Wire, NodeHello), DialError> {
     let resolve = |why: String| DialError::Resolve(address.to_owned(), why);
     let resolved = tokio::net::lookup_host(address)
         .await
@@ -381,11 +381,14 @@ async fn connect(shared: &Shared, node: NodeId, address: &str) -> Result<(Wire, 
             }
         };
         match judge(shared, node, reply) {
-            Ok(store_id) => Ok((wire, store_id)),
+            Ok(hello) => Ok((wire, hello)),
             Err(error) => {
                 // So that it can tell its operator, too.
-                wire.connection
-                    .close(Close::NotProven.code(), error.to_string().as_bytes());
+                let close = match &error {
+                    DialError::NotIt(error) if error.code == Code::OtherLife => Close::OtherLife,
+                    _ => Close::NotProven,
+                };
+                wire.connection.close(close.code(), error.to_string().as_bytes());
                 Err(error)
             }
         }
@@ -396,12 +399,15 @@ async fn connect(shared: &Shared, node: NodeId, address: &str) -> Result<(Wire, 
 }
 
 /// Whether the one that answered is the peer that was dialled, with the store that it registered with.
-fn judge(shared: &Shared, node: NodeId, reply: HelloReply) -> Result<u128, DialError> {
+fn judge(shared: &Shared, node: NodeId, reply: HelloReply) -> Result<NodeHello, DialError> {
     let not_it = |code, text| Err(DialError::NotIt(WireError::new(code, text)));
     match reply {
         HelloReply::Refused(error) => {
             if error.code == Code::Removed {
                 shared.inbox.push(Report::Removed);
+            }
+            if error.code == Code::OtherLife {
+                shared.inbox.push(Report::Refused(error.text.clone()));
             }
             Err(DialError::Refused(error))
         }
@@ -420,25 +426,26 @@ fn judge(shared: &Shared, node: NodeId, reply: HelloReply) -> Result<u128, DialE
         HelloReply::Welcome { protocol, node: it, .. } => {
             check_versions((protocol, protocol)).map_err(DialError::NotIt)?;
             shared.peers.check(&it).map_err(DialError::NotIt)?;
-            Ok(it.store_id)
+            Ok(it)
         }
     }
 }
 
 /// Exchanges messages with a greeted peer until the connection ends.
-pub(super) async fn converse(shared: &Arc<Shared>, wire: Wire, node: NodeId, store_id: u128) {
+pub(super) async fn converse(shared: &Arc<Shared>, wire: Wire, hello: NodeHello) {
+    let node = hello.node;
     let link = Arc::new(Link {
         node,
         connection: wire.connection,
         unread: Unread::new(UNREAD_BYTES_MAX),
-        store_id,
+        hello,
         outbox: Mutex::default(),
         wake: Notify::new(),
     });
     shared.peers.attach(&link);
     shared.inbox.push(Report::PeerUp(link.clone()));
     tracing::debug!(%node, from = %link.connection.remote_address(), "connected to {node}");
-    let writer = tokio::spawn(write(link.clone(), wire.send));
+    let writer = tokio::spawn(write(shared.clone(), link.clone(), wire.send));
     let snapshots = tokio::spawn(snapshots::accept(shared.clone(), link.clone()));
     let mut frames = wire.frames;
     let end = loop {
@@ -449,6 +456,7 @@ pub(super) async fn converse(shared: &Arc<Shared>, wire: Wire, node: NodeId, sto
                 link.unread.add(bytes);
                 shared.inbox.push(Report::Received {
                     link: link.clone(),
+                    persisted: batch.iter().map(|frame| frame.persisted).max().unwrap_or(0),
                     messages: batch.into_iter().flat_map(|frame| frame.messages).collect(),
                     bytes,
                 });
@@ -457,11 +465,17 @@ pub(super) async fn converse(shared: &Arc<Shared>, wire: Wire, node: NodeId, sto
         }
     };
     end.count(shared);
+    // Before it is closed from this side, which would take the reason's place.
+    let reason = link.connection.close_reason();
     end.close(&link.connection);
     link.connection.close(Close::Stopping.code(), b"");
-    match link.connection.close_reason() {
+    match reason {
         Some(ConnectionError::ApplicationClosed(close)) if close.error_code == Close::NotProven.code() => {
             tracing::error!(%node, "{node} does not accept this node: {}", String::from_utf8_lossy(&close.reason));
+        }
+        Some(ConnectionError::ApplicationClosed(close)) if close.error_code == Close::OtherLife.code() => {
+            let why = String::from_utf8_lossy(&close.reason).into_owned();
+            shared.inbox.push(Report::Refused(why));
         }
         Some(reason) => tracing::debug!(%node, "connection to {node} ended: {reason}"),
         None => tracing::debug!(%node, "connection to {node} ended: {end}"),
@@ -473,7 +487,7 @@ pub(super) async fn converse(shared: &Arc<Shared>, wire: Wire, node: NodeId, sto
     shared.inbox.push(Report::PeerDown(link));
 }
 
-async fn write(link: Arc<Link>, mut send: quinn::SendStream) {
+async fn write(shared: Arc<Shared>, link: Arc<Link>, mut send: quinn::SendStream) {
     let too_long = AtomicBool::new(false);
     loop {
         let (messages, closed) = link.take();
@@ -485,7 +499,9 @@ async fn write(link: Arc<Link>, mut send: quinn::SendStream) {
             continue;
         }
         let mut frame = BytesMut::new();
-        if let Err(error) = codec::encode_frame(&PeerFrame { messages }, &mut frame) {
+        // Read behind the messages: what they acknowledge was synced before they were made.
+        let persisted = shared.persisted.load(Ordering::Acquire);
+        if let Err(error) = codec::encode_frame(&PeerFrame { persisted, messages }, &mut frame) {
             // The core's limits keep messages below a frame; one that is not is lost, as any message may be.
             if !too_long.swap(true, Ordering::Relaxed) {
                 tracing::error!(node = %link.node, "messages can't be sent: {error}");

@@ -59,6 +59,8 @@ pub(super) enum Close {
     Replaced = 6,
     /// The peer is not what the directory knows.
     NotProven = 7,
+    /// The peer's disk was wiped, restored or cloned.
+    OtherLife = 8,
 }
 
 impl Close {
@@ -188,7 +190,7 @@ async fn greet(shared: Arc<Shared>, incoming: Incoming) {
     }
     count(&shared.counters.connections);
     match (identity.node, hello.node) {
-        (Some(node), Some(it)) => peers::converse(&shared, wire, node, it.store_id).await,
+        (Some(_), Some(it)) => peers::converse(&shared, wire, it).await,
         _ => clients::serve(&shared, wire, identity.principal).await,
     }
 }
@@ -268,6 +270,9 @@ impl Shared {
         NodeHello {
             node: self.node,
             store_id: self.store_id,
+            life: self.life,
+            boot: self.boot,
+            persisted: self.started_at,
         }
     }
 }

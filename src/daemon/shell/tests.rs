@@ -359,6 +359,9 @@ fn strangers_are_refused_with_a_reason() {
         hello.node = Some(NodeHello {
             node: NodeId(2),
             store_id: 5,
+            life: 1,
+            boot: 1,
+            persisted: 0,
         });
         let error = refused(Caller::dial(at, cluster.client(Role::Admin), &hello).await);
         assert_eq!(error.code, Code::NotProven);
@@ -369,7 +372,13 @@ fn strangers_are_refused_with_a_reason() {
         let error = refused(Caller::dial(at, cluster.dialler(&identity), &hello).await);
         assert_eq!(error.code, Code::NotProven);
         let identity = cluster.authority.issue_node(NodeId(1), "n1").expect("issued");
-        let node_hello = |node| NodeHello { node, store_id: 5 };
+        let node_hello = |node| NodeHello {
+            node,
+            store_id: 5,
+            life: 1,
+            boot: 1,
+            persisted: 0,
+        };
         hello.node = Some(node_hello(NodeId(1)));
         let error = refused(Caller::dial(at, cluster.dialler(&identity), &hello).await);
         assert_eq!(error.code, Code::NotProven);
@@ -624,11 +633,14 @@ fn a_host_joins_with_a_token_and_not_without() {
         hello.node = Some(NodeHello {
             node: NodeId(2),
             store_id: 1,
+            life: 1,
+            boot: 1,
+            persisted: 0,
         });
         let deadline = Instant::now() + PATIENCE;
         loop {
             let result = Caller::dial(cluster.address(1), cluster.dialler(&identity), &hello).await;
-            if matches!(&result, Err(CallError::Refused(error)) if error.code == Code::NotProven) {
+            if matches!(&result, Err(CallError::Refused(error)) if error.code == Code::OtherLife) {
                 break;
             }
             assert!(Instant::now() < deadline, "a wiped node was let in");

@@ -1,5 +1,5 @@
 //! One simulated machine: a core, its store, its clocks, and the threads of a real driver as queues with latencies.
-use std::collections::{BTreeSet, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use super::clock::MachineClock;
 use super::disk::Media;
@@ -8,6 +8,7 @@ use crate::daemon::core::node::{Node, NodeConfig};
 use crate::daemon::core::state::{LogBatch, LogSeq, ReplicaMeta};
 use crate::daemon::core::time::{Span, Time};
 use crate::daemon::store::{CheckpointJob, InstallJob, LogWriter, StateWriter, Store};
+use crate::protocol::hello::NodeHello;
 use crate::protocol::id::{NodeId, ShardId};
 
 /// A machine of the cluster.
@@ -67,6 +68,12 @@ pub(super) struct Process {
     pub state_jobs: VecDeque<StateJob>,
     /// Peers it believes it is connected to.
     pub connected: BTreeSet<NodeId>,
+    /// What it says of itself.
+    pub hello: NodeHello,
+    /// The latest boot of each machine that it was greeted by.
+    pub greeted: BTreeMap<usize, u64>,
+    /// Its log is synced up to here.
+    pub persisted: LogSeq,
     /// An operator asked it to stop.
     pub is_stopping: bool,
 }

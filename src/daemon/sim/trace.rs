@@ -125,6 +125,7 @@ impl Trace {
                 numbers[1..4].copy_from_slice(&[5, install.meta.shard.id.0, install.meta.applied])
             }
             Effect::SendSnapshot { to, header, .. } => numbers[1..4].copy_from_slice(&[6, to.0, header.raft.shard.0]),
+            Effect::Refuse { peer, .. } => numbers[1..3].copy_from_slice(&[11, peer.0]),
             Effect::HashSlice { shard, index } => numbers[1..4].copy_from_slice(&[10, shard.0, *index]),
             Effect::Event(_) => numbers[1] = 7,
             Effect::Unstage(copy) => numbers[1..4].copy_from_slice(&[10, copy.shard.0, copy.rows]),
@@ -167,6 +168,7 @@ impl fmt::Display for Brief<'_> {
             ),
             Effect::Unstage(copy) => write!(f, "{} snapshot not wanted, {} rows", copy.shard, copy.rows),
             Effect::SendSnapshot { to, header, .. } => write!(f, "-> {to} {}", BriefRaft(&header.raft)),
+            Effect::Refuse { peer, error } => write!(f, "refuses {peer}: {error}"),
             Effect::HashSlice { shard, index } => write!(f, "{shard} sums up a slice as of {index}"),
             Effect::Event(event) => write!(f, "{event}"),
             Effect::Stopped => f.write_str("stopped"),

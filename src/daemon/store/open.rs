@@ -48,6 +48,8 @@ pub struct Opened {
     pub writer: StateWriter,
     /// What the core starts from.
     pub recovered: Recovered,
+    /// The how manieth start of this store it is, from 1 on.
+    pub life: u64,
 }
 
 /// Where the files are, and what keeps others away from them.
@@ -196,6 +198,7 @@ pub(super) fn assemble(
         log: read.batches,
         last_seq,
     };
+    let life = begin_life(&state, &files.state)?;
     let store = Store::new(state.clone(), files.clone(), staging.clone(), appended.clone()).map_err(|fault| {
         OpenError::Damaged {
             path: files.state.clone(),
@@ -208,7 +211,33 @@ pub(super) fn assemble(
         log: LogWriter::new(log, files.clone(), read.index, last_seq, appended),
         writer: StateWriter::new(state, files, staging, shards, checkpointed.covered),
         recovered,
+        life,
     })
+}
+
+/// Counts this start, durably, before anybody can be told of it.
+fn begin_life(state: &File, path: &std::path::Path) -> Result<u64, OpenError> {
+    let damaged = |source| OpenError::Damaged {
+        path: path.to_owned(),
+        source,
+    };
+    let about = state.view(Table::About).map_err(|fault| damaged(fault.into()))?;
+    let before = match about.get(&LIFE_KEY).map_err(|fault| damaged(fault.into()))? {
+        Some(bytes) => u64::from_le_bytes(
+            bytes[..]
+                .try_into()
+                .map_err(|_| damaged("its count of starts is not a number".into()))?,
+        ),
+        None => 0,
+    };
+    drop(about);
+    let life = before + 1;
+    let written = state.write(true, |tables| tables.put(Table::About, &LIFE_KEY, &life.to_le_bytes()));
+    written.map_err(|source| OpenError::Create {
+        path: path.to_owned(),
+        source,
+    })?;
+    Ok(life)
 }
 
 /// Replicas and bookkeeping of the state file.
@@ -274,6 +303,7 @@ pub(super) const FORMAT: u32 = 2;
 /// The oldest format it reads.
 pub(super) const FORMAT_OLDEST: u32 = 2;
 const FORMAT_KEY: Bytes = Bytes::from_static(b"format");
+const LIFE_KEY: Bytes = Bytes::from_static(b"life");
 const OWNER_KEY: Bytes = Bytes::from_static(b"owner");
 pub(super) const CHECKPOINT_KEY: Bytes = Bytes::from_static(b"checkpoint");
 

@@ -46,6 +46,7 @@ pub(super) mod quarantine;
 mod registry;
 mod removal;
 mod schemas;
+mod standing;
 mod start;
 mod timers;
 mod watch;
@@ -250,6 +251,8 @@ pub struct Node {
     unpark: bool,
     /// The others should hear at once.
     report_soon: bool,
+    /// Which disks peers have, and how much of them they had.
+    standings: standing::Standings,
     /// Shards whose copies are being compared.
     passes: BTreeMap<ShardId, verify::Pass>,
     /// How that ended last.
@@ -354,6 +357,7 @@ impl Node {
             parked: VecDeque::new(),
             unpark: false,
             report_soon: false,
+            standings: BTreeMap::new(),
             passes: BTreeMap::new(),
             compared: BTreeMap::new(),
             summing: BTreeMap::new(),
@@ -439,6 +443,11 @@ impl Node {
             Input::Ticked => {
                 self.ticked(effects);
                 self.conduct(state, effects);
+            }
+            Input::Greeted { hello } => self.greeted(&hello, effects),
+            Input::PeerPersisted { peer, seq } => self.peer_persisted(peer, seq),
+            Input::Received { from, .. } | Input::SnapshotReceived { from, .. } if self.is_refused(from) => {
+                self.drop_message(from, "from a node that was refused", effects);
             }
             Input::Received { from, messages } => {
                 self.heard_from(from, effects);
@@ -527,6 +536,7 @@ impl Node {
                     self.touched.insert(shard);
                 }
             }
+            Input::Connected { peer, up: true } if self.is_refused(peer) => {}
             Input::Connected { peer, up } => self.connection(peer, up, effects),
             Input::DiskSpace {
                 total_bytes,

@@ -182,6 +182,10 @@ impl World {
                     self.snapshots += u64::from(is_snapshot);
                     self.write_state(machine);
                 }
+                Effect::Refuse { peer, error } => {
+                    let text = format!("{id} refuses {peer}, whose disk is as it should be: {error}");
+                    return Err(Violation::new(Property::Log, text));
+                }
                 Effect::HashSlice { shard, index } => {
                     let owner = &mut self.machines[machine];
                     let boot = owner.boot;
@@ -247,6 +251,8 @@ impl World {
 
     pub(super) fn send(&mut self, machine: usize, frames: BTreeMap<NodeId, Vec<Message>>) {
         let now = self.schedule.now();
+        let persisted = self.machines[machine].process.as_ref().map(|process| process.persisted);
+        let persisted = persisted.unwrap_or_default();
         for (to, messages) in frames {
             let Some(to) = self.machines.iter().position(|machine| machine.id == to) else {
                 continue;
@@ -270,6 +276,7 @@ impl World {
                     Event::Frame {
                         to,
                         from: machine,
+                        persisted,
                         messages,
                     },
                 );
@@ -280,6 +287,7 @@ impl World {
                     Event::Frame {
                         to,
                         from: machine,
+                        persisted,
                         messages,
                     },
                 );
@@ -349,6 +357,7 @@ impl World {
         for (_, batch) in &writing {
             self.log.synced(owner.id, batch);
         }
+        process.persisted = process.persisted.max(seq);
         if self.bug != Bug::AckBeforeSync {
             self.input(machine, Input::Persisted { seq });
         }
@@ -552,7 +561,7 @@ impl World {
 /// The same messages after a journey through the codec.
 fn recoded(messages: Vec<Message>) -> Vec<Message> {
     let mut wire = bytes::BytesMut::new();
-    let frame = PeerFrame { messages };
+    let frame = PeerFrame { persisted: 7, messages };
     codec::encode_frame(&frame, &mut wire).expect("a node sends only frames within the limit");
     let content = codec::take_frame(&mut wire).expect("just encoded").expect("whole");
     let back: PeerFrame = codec::decode(&content).expect("just encoded");
@@ -574,6 +583,8 @@ fn kind_of(input: &Input) -> u64 {
         Input::Connected { peer, up } => 9 | peer.0 << 8 | u64::from(*up) << 16,
         Input::DiskSpace { .. } => 10,
         Input::StopAsked => 11,
+        Input::Greeted { hello } => 14 | hello.node.0 << 8 | hello.life << 16,
+        Input::PeerPersisted { peer, seq } => 15 | peer.0 << 8 | seq.0 << 16,
         Input::Hashed { shard, index, .. } => 12 | shard.0 << 8 | index << 16,
         Input::Damaged { shard, .. } => 13 | shard.0 << 8,
     }

@@ -7,6 +7,7 @@ use crate::daemon::core::effect::Effects;
 use crate::daemon::core::input::Input;
 use crate::daemon::core::node::Node;
 use crate::daemon::core::time::{Span, Time};
+use crate::protocol::hello::NodeHello;
 
 use super::*;
 
@@ -31,6 +32,14 @@ impl World {
         let mut effects = Effects::new();
         let mut config = owner.config.clone();
         config.seed = stream(config.seed, owner.boot);
+        let hello = NodeHello {
+            node: id,
+            store_id: opened.identity.store_id,
+            life: opened.life,
+            boot: owner.boot,
+            persisted: opened.recovered.last_seq.0,
+        };
+        let persisted = opened.recovered.last_seq;
         let node = Node::new(config, opened.recovered, clock, &mut opened.store, &mut effects)
             .map_err(|error| bad("its rows", &error))?;
         owner.process = Some(Process {
@@ -45,6 +54,9 @@ impl World {
             log_writing: Vec::new(),
             state_jobs: std::collections::VecDeque::new(),
             connected: std::collections::BTreeSet::new(),
+            hello,
+            greeted: BTreeMap::new(),
+            persisted,
             is_stopping: false,
         });
         owner.busy_until = now;
@@ -166,7 +178,26 @@ impl World {
             }
         }
         for (machine, peer, up) in told {
+            if let Some(other) = self.machines.iter().position(|other| up && other.id == peer) {
+                self.greet(machine, other);
+            }
             self.input(machine, Input::Connected { peer, up });
+        }
+    }
+
+    /// A machine hears what another one says of itself, once for each of its lives.
+    pub(super) fn greet(&mut self, machine: usize, other: usize) {
+        let (boot, hello) = match &self.machines[other].process {
+            Some(process) => (self.machines[other].boot, process.hello.clone()),
+            None => return,
+        };
+        let Some(process) = &mut self.machines[machine].process else {
+            return;
+        };
+        let known = process.greeted.entry(other).or_default();
+        if *known < boot {
+            *known = boot;
+            self.input(machine, Input::Greeted { hello });
         }
     }
 }

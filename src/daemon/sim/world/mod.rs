@@ -244,6 +244,8 @@ enum Event {
     Frame {
         to: usize,
         from: usize,
+        /// The sender's log was synced up to here when it was sent.
+        persisted: LogSeq,
         messages: Vec<Message>,
     },
     /// A request arrives.
@@ -880,8 +882,18 @@ impl World {
                     self.input(machine, Input::Ticked);
                 }
             }
-            Event::Frame { to, from, messages } => {
+            Event::Frame {
+                to,
+                from,
+                persisted,
+                messages,
+            } => {
+                self.greet(to, from);
                 let from = self.machines[from].id;
+                if !self.is_manual {
+                    let (peer, seq) = (from, persisted);
+                    self.input(to, Input::PeerPersisted { peer, seq });
+                }
                 self.input(to, Input::Received { from, messages });
             }
             Event::Asked {

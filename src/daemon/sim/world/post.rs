@@ -23,7 +23,15 @@ impl World {
         if self.mail_rng.u32(..1000) < self.plan.late_copies {
             let pause = Span::millis(self.mail_rng.u64(1..60_000));
             let messages = mail.clone();
-            self.schedule.after(pause, Event::Frame { to, from, messages });
+            self.schedule.after(
+                pause,
+                Event::Frame {
+                    to,
+                    from,
+                    persisted: LogSeq(0),
+                    messages,
+                },
+            );
         }
         if self.old_mail.len() < OLD_MAIL_MAX {
             self.old_mail.push((from, to, mail));
@@ -59,7 +67,15 @@ impl World {
         self.mail_rng.shuffle(&mut old);
         for (from, to, messages) in old {
             let pause = Span::millis(self.mail_rng.u64(1..2_000));
-            self.schedule.after(pause, Event::Frame { to, from, messages });
+            self.schedule.after(
+                pause,
+                Event::Frame {
+                    to,
+                    from,
+                    persisted: LogSeq(0),
+                    messages,
+                },
+            );
         }
         self.run_to(self.schedule.now() + Span::secs(2))?;
         self.run_until(Property::Drain, DRAIN, World::mail_left)
