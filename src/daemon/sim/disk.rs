@@ -13,6 +13,7 @@ pub enum Engine {
 
 /// The disk of a machine, and whose store is on it.
 pub(super) struct Media {
+    engine: Engine,
     disk: SimDisk,
     check: StoreIdentityCheck,
 }
@@ -21,6 +22,7 @@ impl Media {
     /// An empty disk.
     pub fn new(engine: Engine, identity: StoreIdentity) -> Self {
         Self {
+            engine,
             disk: match engine {
                 Engine::Model => SimDisk::modelled(),
                 Engine::Redb => SimDisk::redb(),
@@ -31,6 +33,16 @@ impl Media {
                 create: Some(identity.store_id),
             },
         }
+    }
+
+    /// A new disk in the place of this one.
+    pub fn wiped(&self, store_id: u128) -> Self {
+        let identity = StoreIdentity {
+            cluster: self.check.cluster,
+            node: self.check.node,
+            store_id,
+        };
+        Self::new(self.engine, identity)
     }
 
     /// Opens the store, and makes it where there is none.

@@ -46,6 +46,9 @@ pub enum Fault {
     /// Bits of rows go bad on a disk, always on the same one: what a majority can make good again. Only where the
     /// conductor is there to do it.
     Rot,
+    /// A machine is lost for good, once in a run, where every shard has a majority without it: its disk is gone, and it
+    /// never comes back, or comes back with an empty one under its old name. Needs four machines and the conductor.
+    Wipe,
 }
 
 impl Fault {

@@ -72,6 +72,8 @@ pub(super) struct Process {
     pub hello: NodeHello,
     /// The latest boot of each machine that it was greeted by.
     pub greeted: BTreeMap<usize, u64>,
+    /// Machines whose connections it has ended for good.
+    pub refused: BTreeSet<usize>,
     /// Its log is synced up to here.
     pub persisted: LogSeq,
     /// An operator asked it to stop.

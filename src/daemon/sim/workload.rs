@@ -70,6 +70,8 @@ pub enum Mode {
     Operator,
     /// Takes back freezes that somebody left behind.
     Janitor,
+    /// Does that, too, and asks for these over and over.
+    Settle(VecDeque<Request>),
     /// Reads these entities, in order, each until it is answered; then is quiet.
     Read(VecDeque<(String, String)>),
     /// Follows the changes of a service.
@@ -669,7 +671,19 @@ impl Client {
                 let request = watcher.ask(&mut self.rng, &self.map);
                 self.begin(now, moment, Kind::Watch, request, Role::Viewer, stage, acts);
             }
-            Mode::Janitor => {
+            Mode::Settle(asks) if self.rng.bool() => {
+                let Some(mut request) = asks.pop_front() else { return };
+                asks.push_back(request.clone());
+                let fresh = self.request_id();
+                if let Request::ChangeNode { id, .. } | Request::SetSettings { id, .. } | Request::StartOp { id, .. } =
+                    &mut request
+                {
+                    *id = fresh;
+                }
+                let kind = Kind::Op(Box::new(Step::Last));
+                self.begin(now, moment, kind, request, Role::Admin, stage, acts);
+            }
+            Mode::Janitor | Mode::Settle(_) => {
                 let kind = Kind::Op(Box::new(Step::LookForFrozen));
                 self.begin(now, moment, kind, Request::Map, Role::Admin, stage, acts);
             }

@@ -28,7 +28,7 @@ use crate::protocol::key::Position;
 use crate::protocol::message::{Load, Principal, Role, ShardLoad};
 use crate::protocol::op::*;
 use crate::protocol::request::{ReplicaChange, Request, Response};
-use crate::protocol::shard_map::{Membership, ReplicaRole, ShardDescriptor};
+use crate::protocol::shard_map::{Membership, ReplicaDescriptor, ReplicaRole, ShardDescriptor};
 
 mod asking;
 mod curing;

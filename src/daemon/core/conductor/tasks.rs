@@ -198,10 +198,20 @@ impl Node {
                 change(changes)
             }
             _ => match removed {
+                // A voter too many when this was planned, and needed since another one is lost: that one goes first.
+                Some(removed) if removed.role == ReplicaRole::Voter && self.outlives_another(shard, removed.node) => {
+                    Next::End
+                }
                 Some(removed) => change(vec![ReplicaChange::Remove { replica: removed.id }]),
                 None => Next::End,
             },
         }
+    }
+
+    /// Whether a shard has a voter on a lost node, and the one on `node` is not lost.
+    fn outlives_another(&self, shard: &ShardDescriptor, node: NodeId) -> bool {
+        let is_lost = |replica: &ReplicaDescriptor| replica.role.votes() && self.is_lost(replica.node);
+        !self.is_lost(node) && shard.replicas.iter().any(is_lost)
     }
 
     pub(super) fn next_of_merge(&self, task: &Task, right: ShardId, is_off: bool) -> Next {

@@ -142,6 +142,8 @@ pub enum PlantedBug {
     SkipsAWrite,
     /// The right half of a split does not know its latest changes, and claims that there were none.
     SplitForgetsChanges,
+    /// A peer whose store is another one than it registered with is let in.
+    AdmitsTheWiped,
 }
 
 /// A service of a new cluster.
@@ -251,6 +253,8 @@ pub struct Node {
     unpark: bool,
     /// The others should hear at once.
     report_soon: bool,
+    /// Whether this is the first start of the store: nothing was promised to anybody yet.
+    is_first_life: bool,
     /// Which disks peers have, and how much of them they had.
     standings: standing::Standings,
     /// Shards whose copies are being compared.
@@ -357,6 +361,7 @@ impl Node {
             parked: VecDeque::new(),
             unpark: false,
             report_soon: false,
+            is_first_life: fresh,
             standings: BTreeMap::new(),
             passes: BTreeMap::new(),
             compared: BTreeMap::new(),
@@ -501,6 +506,9 @@ impl Node {
                 if shard == DIRECTORY_SHARD {
                     self.reload_directory(state, effects);
                 }
+            }
+            Input::SnapshotReceived { from, .. } if self.is_unproven(from) => {
+                self.drop_message(from, "from a node whose store is not known here yet", effects);
             }
             Input::SnapshotReceived { from, raft, copy } => {
                 self.heard_from(from, effects);

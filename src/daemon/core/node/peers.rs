@@ -219,6 +219,9 @@ impl Node {
             raft.message.msg_type,
             MessageType::MsgRequestVote | MessageType::MsgRequestPreVote
         );
+        if self.is_unproven(from) {
+            return self.drop_message(from, "from a node whose store is not known here yet", effects);
+        }
         if votes && self.clock.now < self.vote_from {
             return self.drop_message(from, "a vote was asked for just after the start", effects);
         }

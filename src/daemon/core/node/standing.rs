@@ -11,7 +11,7 @@
 //! that was counted on.
 use std::collections::BTreeMap;
 
-use super::Node;
+use super::{Node, PlantedBug};
 use crate::daemon::core::effect::{Effect, Effects};
 use crate::daemon::core::event::Event;
 use crate::daemon::core::state::LogSeq;
@@ -41,7 +41,11 @@ impl Node {
         let peer = hello.node;
         let known = self.standings.get(&peer).copied();
         let told = self.map.nodes.get(&peer);
-        match judge(hello, known.as_ref(), told) {
+        let judged = match self.config.planted {
+            PlantedBug::AdmitsTheWiped => Ok(()),
+            _ => judge(hello, known.as_ref(), told),
+        };
+        match judged {
             Ok(()) => {
                 let before = known.map_or(0, |known| known.persisted);
                 let standing = Standing {
@@ -78,16 +82,30 @@ impl Node {
         }
     }
 
-    /// `Input::Heard`: a peer's frame says that its log is synced up to here.
+    /// `Input::PeerPersisted`: a peer's frame says that its log is synced up to here.
     pub(super) fn peer_persisted(&mut self, peer: NodeId, seq: LogSeq) {
         if let Some(known) = self.standings.get_mut(&peer).filter(|known| !known.is_refused) {
             known.persisted = known.persisted.max(seq.0);
         }
     }
 
-    /// Whether a peer was refused and has not come back as itself since.
+    /// Whether a peer was refused and has not come back as itself since, or turns out to have another store than the
+    /// directory says.
     pub(super) fn is_refused(&self, peer: NodeId) -> bool {
-        self.standings.get(&peer).is_some_and(|known| known.is_refused)
+        let Some(known) = self.standings.get(&peer) else {
+            return false;
+        };
+        let told = self.map.nodes.get(&peer).map_or(0, |info| info.store_id);
+        let admits = self.config.planted == PlantedBug::AdmitsTheWiped;
+        known.is_refused || (!admits && known.store_id != 0 && told != 0 && known.store_id != told)
+    }
+
+    /// Whether a peer could be one whose disk was wiped without this node being able to tell: this node has promised things
+    /// in an earlier life, and has not heard yet which store the peer has. Nothing that counts is taken from it until the
+    /// directory has said. Where a copy of the directory is, it has said all there is.
+    pub(super) fn is_unproven(&self, peer: NodeId) -> bool {
+        let is_known = self.map.nodes.get(&peer).is_some_and(|info| info.store_id != 0);
+        !self.is_first_life && !is_known && self.directory.is_none()
     }
 }
 

@@ -113,6 +113,7 @@ impl World {
         };
         let stands = is_up(self, copy.from, Some(copy.from_boot))
             && is_up(self, copy.to, copy.to_boot)
+            && self.hears(copy.to, copy.from)
             && !self.network.is_cut(copy.from, copy.to)
             && !self.network.is_cut(copy.to, copy.from);
         let breaks = copy.breaks_in.as_mut().is_some_and(|left| {

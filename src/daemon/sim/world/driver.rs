@@ -127,7 +127,9 @@ impl World {
             match effect {
                 Effect::Send { to, message } => frames.entry(to).or_default().push(message),
                 Effect::Persist { seq, batch } => {
-                    self.log.written(id, &batch)?;
+                    if !self.is_lost(machine) {
+                        self.log.written(id, &batch)?;
+                    }
                     let Some(process) = &mut self.machines[machine].process else {
                         return Ok(());
                     };
@@ -182,6 +184,7 @@ impl World {
                     self.snapshots += u64::from(is_snapshot);
                     self.write_state(machine);
                 }
+                Effect::Refuse { peer, .. } if self.is_lost_node(peer) => self.turn_away(machine),
                 Effect::Refuse { peer, error } => {
                     let text = format!("{id} refuses {peer}, whose disk is as it should be: {error}");
                     return Err(Violation::new(Property::Log, text));

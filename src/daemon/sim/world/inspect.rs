@@ -17,6 +17,9 @@ impl World {
     pub(super) fn inspect(&mut self, machine: usize) -> Result<(), Violation> {
         let owner = &self.machines[machine];
         let Some(process) = &owner.process else { return Ok(()) };
+        if self.is_lost(machine) {
+            return self.judge_wiped(machine);
+        }
         let id = owner.id;
         let mut result = Ok(());
         let (lead, log, cover, elections) = (&mut self.lead, &mut self.log, &mut self.cover, &mut self.elections);
@@ -62,6 +65,9 @@ impl World {
         if self.troubled_until.get(&place).is_some_and(|&until| until > now) {
             return true;
         }
+        if self.is_lost(place) {
+            return false;
+        }
         let Some(process) = &self.machines[place].process else {
             return true;
         };
@@ -89,7 +95,9 @@ impl World {
         }
         for machine in 0..self.machines.len() {
             let owner = &self.machines[machine];
-            let Some(process) = &owner.process else { continue };
+            let Some(process) = owner.process.as_ref().filter(|_| !self.is_lost(machine)) else {
+                continue;
+            };
             // While a snapshot is written the rows are neither the old ones nor the new ones.
             let whole = process
                 .node
@@ -180,6 +188,9 @@ impl World {
                 let (Some(first), Some(second)) = (&x.process, &y.process) else {
                     continue;
                 };
+                if self.is_lost(a) || self.is_lost(b) {
+                    continue;
+                }
                 let mut result = Ok(());
                 replicas(&first.node, |one| {
                     replicas(&second.node, |other| {

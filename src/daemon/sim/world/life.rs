@@ -16,7 +16,10 @@ impl World {
     pub(super) fn start(&mut self, machine: usize) -> Result<(), Violation> {
         let now = self.schedule.now();
         let owner = &mut self.machines[machine];
-        if owner.process.is_some() || owner.held_down > 0 {
+        let is_gone = self
+            .lost
+            .is_some_and(|loss| loss.machine == machine && !loss.comes_back);
+        if owner.process.is_some() || owner.held_down > 0 || is_gone {
             return Ok(());
         }
         owner.boot += 1;
@@ -56,6 +59,7 @@ impl World {
             connected: std::collections::BTreeSet::new(),
             hello,
             greeted: BTreeMap::new(),
+            refused: std::collections::BTreeSet::new(),
             persisted,
             is_stopping: false,
         });
@@ -64,7 +68,11 @@ impl World {
         self.trace.note(&[11, id.0, owner.boot]);
         self.trace.line(now, || format!("{id} starts"));
         let mut result = Ok(());
-        if let Some(process) = &self.machines[machine].process {
+        if let Some(process) = self.machines[machine]
+            .process
+            .as_ref()
+            .filter(|_| !self.is_lost(machine))
+        {
             let log = &self.log;
             replicas(&process.node, |replica| {
                 if result.is_ok() {

@@ -33,11 +33,13 @@ mod copying;
 mod driver;
 mod inspect;
 mod life;
+mod loss;
 mod manual;
 mod post;
 mod trouble;
 
 use inspect::replicas;
+use loss::Loss;
 
 /// A bug that is put in on purpose, to see that a checker finds it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -81,6 +83,8 @@ pub enum Bug {
     ConfirmsExpired,
     /// A split's right half forgets its timers.
     SplitForgetsTimers,
+    /// A node whose disk was wiped is let in under its old name.
+    AdmitsTheWiped,
 }
 
 /// What a run is like.
@@ -154,6 +158,10 @@ pub struct Report {
     pub resynced: u64,
     /// Tentative operations: confirmed, declined, cancelled, expired.
     pub tentative: [u64; 4],
+    /// Whether a machine was lost for good.
+    pub lost: bool,
+    /// How often one with an empty disk was turned away.
+    pub turned_away: u64,
 }
 
 /// A run that broke a promise.
@@ -233,6 +241,11 @@ pub struct World {
     /// Changes of replicas, freezes, merges, thaws, destroyed copies.
     operations: [BTreeSet<(ShardId, u64)>; 5],
     quarantined: BTreeSet<(ShardId, ReplicaId)>,
+    /// A machine is about to be lost.
+    losing: bool,
+    /// The machine that was lost for good.
+    lost: Option<Loss>,
+    turned_away: u64,
 }
 
 enum Event {
@@ -311,6 +324,8 @@ enum Event {
     Relief(Relief),
     /// A node is started.
     Start { machine: usize },
+    /// A node hears that its peers refuse it, and ends.
+    TurnedAway { machine: usize, boot: u64 },
 }
 
 #[derive(Debug, Clone)]
@@ -319,6 +334,7 @@ enum Relief {
     Disk(usize),
     Space(usize),
     Fast(usize),
+    Lose(usize),
     Flap {
         cuts: Vec<(Place, Place)>,
         is_cut: bool,
@@ -329,6 +345,8 @@ enum Relief {
 
 /// Longest time from the end of all faults to every shard serving.
 const BACK: Span = Span::secs(10);
+/// Longest time from the end of all faults to every copy that was lost being made again.
+const HEALED: Span = Span::secs(120);
 const HOUSEKEEPING: Span = Span::millis(500);
 const FREE_BYTES: u64 = 64 << 30;
 
@@ -457,6 +475,9 @@ impl World {
             elections: 0,
             operations: Default::default(),
             quarantined: BTreeSet::new(),
+            losing: false,
+            lost: None,
+            turned_away: 0,
         }
     }
 
@@ -540,6 +561,7 @@ impl World {
                     Bug::ConfirmsExpired => PlantedBug::ConfirmsExpired,
                     Bug::SplitForgetsTimers => PlantedBug::SplitForgetsTimers,
                     Bug::SplitForgetsChanges => PlantedBug::SplitForgetsChanges,
+                    Bug::AdmitsTheWiped => PlantedBug::AdmitsTheWiped,
                     Bug::None | Bug::AckBeforeSync | Bug::TrustsTheDisk | Bug::KeepsStaleChunks => PlantedBug::None,
                 },
             };
@@ -600,7 +622,10 @@ impl World {
                 self.tell(client, Mode::Quiet);
             }
         }
-        self.tell(janitor, Mode::Janitor);
+        match self.lost {
+            Some(loss) => self.tell(janitor, Mode::Settle(self.what_settles(loss))),
+            None => self.tell(janitor, Mode::Janitor),
+        }
         let shards = self.cover.shards().filter(|shard| shard.id.0 != 0);
         let starts = shards.map(|shard| {
             let (service, key) = shard.range.start.parts();
@@ -626,6 +651,10 @@ impl World {
             let busy = world.clients[..janitor].iter().position(|client| !client.is_quiet())?;
             Some(format!("client {} is still at its last request", busy + 1))
         })?;
+        if self.lost.is_some() {
+            self.run_until(Property::CatchUp, HEALED, World::unhealed)?;
+            self.tell(janitor, Mode::Janitor);
+        }
         self.run_until(Property::CatchUp, Span::secs(20), World::half_done)?;
         self.drain_mail()?;
         if self.plan.kinds.contains(&Fault::Rot) || self.bug == Bug::SkipsAWrite {
@@ -698,6 +727,8 @@ impl World {
             followed: self.watchers().map(|watcher| watcher.changes).sum(),
             resynced: self.watchers().map(|watcher| watcher.resynced).sum(),
             tentative: self.bank.count(),
+            lost: self.lost.is_some(),
+            turned_away: self.turned_away,
         }
     }
 
@@ -783,7 +814,7 @@ impl World {
     /// An operation that is neither done nor undone: a joint configuration, a freeze, a copy that is no member's.
     fn half_done(&self) -> Option<String> {
         let mut found = None;
-        for machine in &self.machines {
+        for machine in self.living() {
             let process = machine.process.as_ref()?;
             for replica in process.node.replicas() {
                 let (shard, id) = (&replica.shard, replica.id);
@@ -807,7 +838,7 @@ impl World {
 
     /// A copy that is damaged or set aside.
     fn ailing(&self) -> Option<String> {
-        for machine in &self.machines {
+        for machine in self.living() {
             let process = machine.process.as_ref()?;
             for replica in process.node.replicas() {
                 let (shard, id) = (&replica.shard, replica.id);
@@ -832,7 +863,7 @@ impl World {
     /// A shard whose replicas are not all equally far.
     fn laggard(&self) -> Option<String> {
         let mut applied: BTreeMap<(ShardId, NodeId), (u64, u64)> = BTreeMap::new();
-        for machine in &self.machines {
+        for machine in self.living() {
             let process = machine.process.as_ref()?;
             replicas(&process.node, |replica| {
                 applied.insert((replica.shard.id, machine.id), (replica.applied, replica.last_index));
@@ -840,7 +871,8 @@ impl World {
         }
         for shard in self.cover.shards() {
             let mut all = None;
-            for replica in &shard.replicas {
+            let living = shard.replicas.iter().filter(|replica| !self.is_lost_node(replica.node));
+            for replica in living {
                 let Some(&(is, last)) = applied.get(&(shard.id, replica.node)) else {
                     return Some(format!("{} has no replica on {}", shard.id, replica.node));
                 };
@@ -889,6 +921,9 @@ impl World {
                 messages,
             } => {
                 self.greet(to, from);
+                if !self.hears(to, from) {
+                    return Ok(());
+                }
                 let from = self.machines[from].id;
                 if !self.is_manual {
                     let (peer, seq) = (from, persisted);
@@ -1012,6 +1047,7 @@ impl World {
             Event::Strike => self.strike(),
             Event::Relief(relief) => self.relieve(relief),
             Event::Start { machine } => self.start(machine)?,
+            Event::TurnedAway { machine, boot } => self.turned_away(machine, boot),
         }
         Ok(())
     }

@@ -94,7 +94,7 @@ impl World {
             RowKind::Timer,
         ];
         let kinds = kinds.map(|kind| kind as u8);
-        for machine in &self.machines {
+        for machine in self.living() {
             let Some(process) = &machine.process else {
                 return Some(format!("{} is down", machine.id));
             };

@@ -145,6 +145,7 @@ impl World {
                     format!("{id} rots: {}", told.as_deref().unwrap_or("nothing there"))
                 });
             }
+            Fault::Wipe => self.begin_loss(machine),
             Fault::WallClock => {
                 let hour = 3_600_000;
                 let jumps = [-87_600 * hour, -hour, -2_000, 0, 500, hour, 87_600 * hour];
@@ -209,6 +210,7 @@ impl World {
         match relief {
             // `heal` has taken back all cuts already.
             _ if self.is_healed && matches!(relief, Relief::Mend(_) | Relief::Flap { .. }) => {}
+            Relief::Lose(machine) => self.lose(machine),
             Relief::Mend(cuts) => {
                 for (from, to) in cuts {
                     self.network.mend(from, to);
