@@ -129,7 +129,14 @@ impl Place {
         let mut steady = String::new();
         for line in text.replace(&*dir, "<dir>").lines() {
             // A line that tells of load and of time and of nothing else.
-            let varying = ["uptime    ", "traffic   ", "data      ", "directory led by "];
+            let varying = [
+                "uptime    ",
+                "traffic   ",
+                "data      ",
+                "directory led by ",
+                "disk      ",
+                "time      ",
+            ];
             match varying.iter().find(|prefix| line.starts_with(*prefix)) {
                 Some(prefix) => steady += &format!("{prefix}<varies>"),
                 None => steady += &words(line),
@@ -166,6 +173,10 @@ fn words(line: &str) -> String {
 
 fn steady_word(word: &str, before: &str, after: &str) -> String {
     let is_number = !word.is_empty() && word.bytes().all(|byte| byte.is_ascii_digit() || byte == b'.');
+    let is_epoch = ["epoch ", "epoch <n> -> ", "cluster is at "]
+        .iter()
+        .any(|lead| before.ends_with(lead));
+    let is_counted = |word: &str| word.starts_with(|c: char| c.is_ascii_digit());
     if word.len() == 28 && word.starts_with("r-") {
         "<request>".to_owned()
     } else if word.len() > 28 && word.starts_with("w-") {
@@ -175,6 +186,13 @@ fn steady_word(word: &str, before: &str, after: &str) -> String {
         "<msg>".to_owned()
     } else if word.len() == 20 && word.ends_with('Z') && word.as_bytes()[4] == b'-' {
         "<time>".to_owned()
+    } else if word.starts_with("op-1") || word.starts_with("s-1") && word.len() == 6 {
+        let (kind, _) = word.split_at(word.find('-').unwrap_or(0));
+        format!("<{kind}>")
+    } else if is_epoch && is_counted(word) {
+        format!("<n>{}", word.trim_start_matches(|c: char| c.is_ascii_digit()))
+    } else if after.starts_with(" ago") {
+        "<span>".to_owned()
     } else if word.starts_with("127.0.0.1:") && word.len() > 12 {
         "<address>".to_owned()
     } else if is_number && (after.starts_with(" s ") || after.starts_with("/s)")) {
@@ -209,6 +227,11 @@ fn schemas_and_children() {
         std::fs::copy(examples.join(name), place.path(name)).expect("an example");
     }
     place.check("schemas.txt");
+}
+
+#[test]
+fn plans_rules_and_settings() {
+    Place::with_cluster().check("operator.txt");
 }
 
 #[test]

@@ -399,7 +399,10 @@ impl Cluster {
     /// Lets one more node join, as a host would: with a token and a key of its own.
     async fn join(&mut self, client: &Client, name: &str) -> NodeId {
         let token = client
-            .request(Request::CreateToken { ttl_s: 60 })
+            .request(Request::CreateToken {
+                ttl_s: 60,
+                approve: false,
+            })
             .await
             .expect("a token");
         let Response::Token { token } = token else {
@@ -449,7 +452,8 @@ async fn operate(client: &Client, goal: Goal) {
         goal: goal.clone(),
         pace: None,
         because: String::new(),
-        dry_run: false,
+        at: None,
+        undoes: None,
         id: RequestId::random(),
     };
     let Response::Op(op) = client.request(request).await.expect("started") else {
@@ -610,7 +614,8 @@ fn a_copy_goes_on_after_its_receiver_and_its_sender_were_killed() {
             pace: Some(Pace::Gentle),
             protect_p99_us: None,
             because: String::new(),
-            dry_run: false,
+            at: None,
+            undoes: None,
             id: RequestId::random(),
         };
         client.request(request).await.expect("started");

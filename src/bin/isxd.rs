@@ -164,6 +164,7 @@ fn run(command: Command) -> Result<(), RunError> {
                     advertise: join.advertise.unwrap_or_else(|| join.listen.to_string()),
                     dir: join.dir,
                 },
+                &mut |why| eprintln!("{why}"),
             )?;
             println!(
                 "this host is {} ({}) of cluster {}; it holds no data yet",

@@ -57,12 +57,13 @@ pub use watch::{Scope, Watch, WatchEvent};
 use crate::protocol::change::{Version, prefix_range};
 use crate::protocol::codec::CodecError;
 use crate::protocol::error::{Class, Code, WireError};
-use crate::protocol::id::{ClusterId, DIRECTORY_SHARD, NodeId, RequestId, ShardId, base32};
+use crate::protocol::id::{ClusterId, NodeId, RequestId, ShardId, base32};
 use crate::protocol::key::Position;
 use crate::protocol::request::{
     Change, Condition, Entity, ListItem, NodeStatus, Request, Response, ResponseFrame, RouteHint, Write, Written,
 };
 use crate::protocol::shard_map::{MapView, Membership, NodeInfo, ShardDescriptor, ShardMap};
+use crate::protocol::target::Target;
 
 /// A request that has waited for this long makes the client ask who should answer it.
 pub const SILENT_AFTER: Duration = Duration::from_millis(200);
@@ -178,14 +179,6 @@ impl Link {
             last_error: "not tried yet".to_owned(),
         }
     }
-}
-
-/// Where a request belongs.
-#[derive(Debug, Clone)]
-enum Goal {
-    Position(Position),
-    Shard(ShardId),
-    Any,
 }
 
 /// A request on its way to one node. Given up when dropped.
@@ -417,7 +410,7 @@ impl Client {
             unreachable!("the semaphore is never closed");
         };
         let deadline = Instant::now() + limit;
-        match self.route(&goal(&request), &request, deadline).await {
+        match self.route(&request.target(), &request, deadline).await {
             Ok(Response::Error(error)) => Err(ClientError::Refused(error)),
             Ok(response) => Ok(response),
             Err(failure) => Err(self.fail(&request, failure, limit)),
@@ -508,7 +501,7 @@ impl Client {
             Request::Write(write) if failure.may_have_happened => ClientError::Unknown {
                 id: write.id,
                 service: write.service.clone(),
-                key: key_of(write),
+                key: write.entity_key(),
                 last: failure.last,
             },
             _ if !failure.reached_any => ClientError::Unreachable {
@@ -523,7 +516,7 @@ impl Client {
     }
 
     /// Sends the request to the right node, and again as long as that can help.
-    async fn route(&self, goal: &Goal, request: &Request, deadline: Instant) -> Result<Response, Failure> {
+    async fn route(&self, target: &Target, request: &Request, deadline: Instant) -> Result<Response, Failure> {
         let shared = &*self.shared;
         let mut failure = Failure {
             may_have_happened: false,
@@ -546,7 +539,7 @@ impl Client {
                     return Err(failure);
                 }
                 if at <= now {
-                    match self.send(goal, request, &copies, deadline).await {
+                    match self.send(target, request, &copies, deadline).await {
                         Ok(copy) => {
                             if is_repeat {
                                 shared.retries.fetch_add(1, Ordering::Relaxed);
@@ -597,10 +590,10 @@ impl Client {
                     failure.last = format!("{} says: {error}", copy.connection.node);
                     failure.code = Some(error.code);
                     if matches!(error.code, Code::NoLeader | Code::LeaderChanged) {
-                        shared.doubt(goal, &copy);
+                        shared.doubt(target, &copy);
                     }
                     let elsewhere = shared
-                        .leader_of(goal)
+                        .leader_of(target)
                         .is_some_and(|(_, node)| node != copy.connection.node);
                     send_at = if !copies.is_empty() {
                         None
@@ -617,7 +610,7 @@ impl Client {
                 }
                 Heard::Silent => {
                     let known = copies.iter().map(|copy| copy.term).max().unwrap_or(0);
-                    if let Some((term, connection)) = shared.usable_leader(goal)
+                    if let Some((term, connection)) = shared.usable_leader(target)
                         && term > known
                         && copies.len() < COPIES_MAX
                         && let Ok(ticket) = connection.pipeline.begin(Instant::now(), deadline, request)
@@ -652,13 +645,13 @@ impl Client {
     /// Picks a connection and queues the request there; waits for one where there is none.
     async fn send(
         &self,
-        goal: &Goal,
+        target: &Target,
         request: &Request,
         copies: &[Sent],
         deadline: Instant,
     ) -> Result<Sent, SendError> {
         loop {
-            let Some((connection, term)) = self.pick(goal, copies) else {
+            let Some((connection, term)) = self.pick(target, copies) else {
                 self.dial_all();
                 // Between the look and this wait a dial may have ended: hence the short patience.
                 let patience = deadline.min(Instant::now() + BACKOFF_MAX);
@@ -690,9 +683,9 @@ impl Client {
     }
 
     /// The best connection for a request: the leader's, else another replica's, else anybody's who is not silent.
-    fn pick(&self, goal: &Goal, copies: &[Sent]) -> Option<(Arc<Connection>, u64)> {
+    fn pick(&self, target: &Target, copies: &[Sent]) -> Option<(Arc<Connection>, u64)> {
         let mut state = self.shared.state();
-        let leader = state.leader_of(goal);
+        let leader = state.leader_of(target);
         let usable = |state: &State, node: NodeId| {
             state
                 .links
@@ -710,7 +703,7 @@ impl Client {
         }
         let turn = self.shared.turn.fetch_add(1, Ordering::Relaxed) as usize;
         let replicas = state
-            .shard_of(goal)
+            .shard_of(target)
             .map(|shard| &shard.replicas[..])
             .unwrap_or_default();
         for at in 0..replicas.len() {
@@ -752,7 +745,7 @@ impl Client {
             Request::Write(write) => ClientError::Unknown {
                 id: write.id,
                 service: write.service.clone(),
-                key: key_of(write),
+                key: write.entity_key(),
                 last,
             },
             _ => ClientError::TimedOut {
@@ -877,14 +870,14 @@ impl Shared {
         self.state.lock().expect("no code panics while it holds this lock")
     }
 
-    fn leader_of(&self, goal: &Goal) -> Option<(u64, NodeId)> {
-        self.state().leader_of(goal)
+    fn leader_of(&self, target: &Target) -> Option<(u64, NodeId)> {
+        self.state().leader_of(target)
     }
 
     /// Who leads, with a connection that seems to work.
-    fn usable_leader(&self, goal: &Goal) -> Option<(u64, Arc<Connection>)> {
+    fn usable_leader(&self, target: &Target) -> Option<(u64, Arc<Connection>)> {
         let state = self.state();
-        let (term, node) = state.leader_of(goal)?;
+        let (term, node) = state.leader_of(target)?;
         let up = state.links.get(&node)?.up.as_ref()?;
         (!up.is_silent.load(Ordering::Relaxed)).then(|| (term, up.clone()))
     }
@@ -898,9 +891,9 @@ impl Shared {
     }
 
     /// A node that was believed to lead says that nobody does.
-    fn doubt(&self, goal: &Goal, copy: &Sent) {
+    fn doubt(&self, target: &Target, copy: &Sent) {
         let mut state = self.state();
-        if let Some(shard) = state.shard_of(goal).map(|shard| shard.id) {
+        if let Some(shard) = state.shard_of(target).map(|shard| shard.id) {
             state.map.doubt_leader(shard, copy.connection.node);
         }
     }
@@ -989,18 +982,18 @@ impl Drop for Shared {
 }
 
 impl State {
-    fn shard_of(&self, goal: &Goal) -> Option<&ShardDescriptor> {
-        match goal {
-            Goal::Position(position) => self.map.find(position),
-            Goal::Shard(shard) => self.map.shard(*shard),
-            Goal::Any => None,
+    fn shard_of(&self, target: &Target) -> Option<&ShardDescriptor> {
+        match target {
+            Target::Position(position) => self.map.find(position),
+            Target::Shard(shard) => self.map.shard(*shard),
+            Target::Any => None,
         }
     }
 
-    fn leader_of(&self, goal: &Goal) -> Option<(u64, NodeId)> {
-        match goal {
-            Goal::Shard(shard) => self.map.leader(*shard),
-            _ => self.map.leader(self.shard_of(goal)?.id),
+    fn leader_of(&self, target: &Target) -> Option<(u64, NodeId)> {
+        match target {
+            Target::Shard(shard) => self.map.leader(*shard),
+            _ => self.map.leader(self.shard_of(target)?.id),
         }
     }
 }
@@ -1135,60 +1128,6 @@ async fn hear_any(copies: &[Sent]) -> (usize, Heard) {
         Poll::Pending
     })
     .await
-}
-
-fn goal(request: &Request) -> Goal {
-    match request {
-        Request::Get { service, key }
-        | Request::ShowRequest { service, key, .. }
-        | Request::ShowPair { service, key, .. }
-        | Request::Children { service, key, .. }
-        | Request::History { service, key } => Goal::Position(Position::new(service, key)),
-        Request::Write(write) if write.key.is_empty() => {
-            Goal::Position(Position::new(&write.service, &write.id.entity_key()))
-        }
-        Request::Write(write) => Goal::Position(Position::new(&write.service, &write.key)),
-        Request::Activities { service, key, .. } => Goal::Position(Position::new(service, key)),
-        Request::Operations { service, key } => Goal::Position(Position::new(service, key)),
-        Request::List { from, .. } | Request::ListActivities { from, .. } | Request::Ledger { from, .. } => {
-            Goal::Position(from.clone())
-        }
-        Request::Changes { ranges, .. } => Goal::Position(
-            ranges
-                .first()
-                .map_or_else(Position::default, |since| since.range.start.clone()),
-        ),
-        Request::SplitShard { shard, .. }
-        | Request::TransferLeader { shard, .. }
-        | Request::VerifyShard { shard }
-        | Request::ChangeReplicas { shard, .. }
-        | Request::FreezeShard { shard, .. }
-        | Request::ThawShard { shard, .. }
-        | Request::BumpEpoch { shard, .. }
-        | Request::MergeShards { left: shard, .. } => Goal::Shard(*shard),
-        Request::AllocateIds { .. }
-        | Request::RegisterNode { .. }
-        | Request::StartOp { .. }
-        | Request::ListOps { .. }
-        | Request::ControlOp { .. }
-        | Request::ChangeNode { .. }
-        | Request::MayStop { .. }
-        | Request::ShowSettings
-        | Request::SetSettings { .. }
-        | Request::SetService { .. }
-        | Request::CreateService { .. }
-        | Request::ShowSchemas { .. }
-        | Request::SetSchemas { .. } => Goal::Shard(DIRECTORY_SHARD),
-        Request::Map | Request::Status | Request::CreateToken { .. } | Request::Join { .. } => Goal::Any,
-    }
-}
-
-/// The key that a write is about; a POST's follows from its id.
-fn key_of(write: &Write) -> String {
-    match write.key.is_empty() {
-        true => write.id.entity_key(),
-        false => write.key.clone(),
-    }
 }
 
 fn unexpected(asked: &'static str) -> ClientError {

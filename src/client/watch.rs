@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use tokio::task::{AbortHandle, JoinSet};
 use tokio::time::sleep;
 
-use super::{Client, ClientError, goal, unexpected};
+use super::{Client, ClientError, unexpected};
 use crate::protocol::change::{CHANGES_MAX, Change, Changed, Cursor, TokenError, key_range, prefix_range};
 use crate::protocol::error::Class;
 use crate::protocol::key::{KeyRange, Position};
@@ -266,7 +266,7 @@ impl Watch {
         let limit = wait + client.timeout();
         let task = self.tasks.spawn(async move {
             // Not among the requests that are limited in number: it may wait for long.
-            let answer = client.route(&goal(&request), &request, Instant::now() + limit).await;
+            let answer = client.route(&request.target(), &request, Instant::now() + limit).await;
             let result = match answer {
                 Ok(Response::Changed(changed)) => Ok(*changed),
                 Ok(Response::Error(error)) => Err(ClientError::Refused(error)),

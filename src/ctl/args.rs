@@ -137,6 +137,24 @@ pub enum Command {
     /// Spreading copies and leaderships evenly
     #[command(subcommand)]
     Rebalance(super::ops::RebalanceCommand),
+    /// Plans in files: shown, checked, applied
+    #[command(
+        subcommand,
+        before_help = "Examples:\n  isxctl node drain n3 --for leave --plan-out drain.plan\n  isxctl plan apply drain.plan"
+    )]
+    Plan(super::plan::PlanCommand),
+    /// Where copies and leaders should be
+    #[command(
+        subcommand,
+        before_help = "Examples:\n  isxctl rule list\n  isxctl rule set campaign --zones 2"
+    )]
+    Rule(super::rule::RuleCommand),
+    /// How requests find their shard
+    #[command(
+        subcommand,
+        before_help = "Examples:\n  isxctl router show\n  isxctl router set --hops 5"
+    )]
+    Router(super::settings::RouterCommand),
     /// What entities look like and what they do to each other
     #[command(
         subcommand,
@@ -496,30 +514,24 @@ pub enum ShardCommand {
         /// Entity key
         key: String,
     },
-    /// Cut a shard in two; no data moves
+    /// Cut a shard; no data moves
     #[command(
-        before_help = "Examples:\n  isxctl shard split s-2 --at c-5000 --dry-run\n  isxctl shard split s-2 --into 3"
+        before_help = "Examples:\n  isxctl shard split s-2 --at c-5000 --dry-run\n  isxctl shard split s-2 --into 3\n  isxctl shard split s-2 --by load"
     )]
-    Split {
-        /// The shard
-        shard: ShardId,
-        /// First key of the right half; it need not exist
-        #[arg(long, value_name = "KEY", required_unless_present = "into")]
-        at: Option<String>,
-        /// Into this many parts with as many entities each, by the keys that are there
-        #[arg(long, value_name = "N", conflicts_with = "at", value_parser = clap::value_parser!(u32).range(2..=64))]
-        into: Option<u32>,
-        /// Show the parts, change nothing
-        #[arg(long)]
-        dry_run: bool,
-    },
+    Split(super::split::SplitArgs),
     /// Ask a copy to lead the shard
     Lead {
         /// The shard
         shard: ShardId,
         /// The node that should lead it
-        #[arg(long, value_name = "NODE")]
-        on: String,
+        #[arg(long, value_name = "NODE", required_unless_present = "unpin")]
+        on: Option<String>,
+        /// Keep the lead there for this long, while the node can
+        #[arg(long, value_name = "SPAN", value_parser = span, requires = "on")]
+        pin: Option<Duration>,
+        /// Keep it nowhere any more
+        #[arg(long, conflicts_with_all = ["on", "pin"])]
+        unpin: bool,
     },
     /// Compare the shard's copies with each other, row by row; ends with 5 where they differ
     #[command(
@@ -565,7 +577,7 @@ pub enum ServiceCommand {
         service: String,
         /// What to change
         #[command(flatten)]
-        change: super::ops::ServiceArgs,
+        change: super::settings::ServiceArgs,
     },
 }
 
@@ -593,7 +605,7 @@ pub enum ClusterCommand {
     /// The cluster's settings
     Show,
     /// Change settings; in effect at once
-    Set(super::ops::SettingArgs),
+    Set(super::settings::SettingArgs),
 }
 
 /// Verbs on tokens.

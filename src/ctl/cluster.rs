@@ -3,15 +3,16 @@ use serde_json::{Value, json};
 
 use super::args::{NodeCommand, ShardCommand};
 use super::exit::{self, CtlError};
-use super::output::{Format, Listing, Shape, size, span};
+use super::output::{Format, Listing, Shape, size, span, timestamp};
 use super::status::{Cluster, ShardHealth};
 use super::{Ended, Environment};
-use crate::client::{Client, ClientError, ConnectOptions, ListQuery};
-use crate::protocol::error::Code;
+use crate::client::{Client, ConnectOptions};
 use crate::protocol::id::{DIRECTORY_SHARD, NodeId, RequestId, ShardId};
 use crate::protocol::key::{KeyRange, Position};
+use crate::protocol::op::Intent;
+use crate::protocol::operator::{self, MarkChange, Order};
 use crate::protocol::request::{Request, Response};
-use crate::protocol::shard_map::{NodeInfo, ShardDescriptor};
+use crate::protocol::shard_map::{Membership, NodeInfo, ShardDescriptor};
 use crate::security::ca::{JoinLine, Pin};
 
 pub(super) async fn node(env: &Environment, command: NodeCommand) -> Ended {
@@ -23,63 +24,7 @@ pub(super) async fn node(env: &Environment, command: NodeCommand) -> Ended {
     match command {
         NodeCommand::Verb(_) => unreachable!("done above"),
         NodeCommand::List => {
-            let columns = [
-                "NODE:node",
-                "ADDRESS:address",
-                "ZONE:zone",
-                "MEMBERSHIP:membership",
-                "HEALTH:health",
-                "LEADERS:leaders",
-                "REPLICAS:replicas",
-                "STORE:storeBytes",
-                "VERSION:version",
-                "UPTIME:uptimeMs",
-                "SEEN:silentMs",
-                "+ID:id",
-                "+DISK-FREE:diskFreeBytes",
-            ];
-            let mut listing = Listing::new("isx.node.list/1", &columns);
-            listing.about = cluster.envelope();
-            for node in &cluster.nodes {
-                let status = cluster.answered.get(&node.id);
-                let membership = format!("{:?}", node.membership).to_lowercase();
-                let health = if status.is_some() { "up" } else { "down" };
-                let leaders = status.map(|s| s.replicas.iter().filter(|replica| replica.state == "leader").count());
-                let text = |value: Option<String>| value.unwrap_or_else(|| "-".to_owned());
-                let silent_ms = cluster.silent_for_ms(node.id);
-                listing.push(
-                    vec![
-                        node.name.clone(),
-                        node.address.clone(),
-                        if node.zone.is_empty() {
-                            "-".to_owned()
-                        } else {
-                            node.zone.clone()
-                        },
-                        membership.clone(),
-                        health.to_owned(),
-                        text(leaders.map(|n| n.to_string())),
-                        text(status.map(|s| s.replicas.len().to_string())),
-                        text(status.map(|s| size(s.store_bytes))),
-                        text(status.map(|s| s.version.clone())),
-                        text(status.map(|s| span(s.uptime_ms))),
-                        match (status, silent_ms) {
-                            (Some(_), _) => "now".to_owned(),
-                            (None, Some(ms)) => format!("{} ago", span(ms)),
-                            (None, None) => "-".to_owned(),
-                        },
-                        node.id.to_string(),
-                        text(status.map(|s| size(s.disk_free_bytes))),
-                    ],
-                    json!({
-                        "node": node.name, "id": node.id.to_string(), "address": node.address, "zone": node.zone,
-                        "membership": membership, "health": health, "leaders": leaders,
-                        "replicas": status.map(|s| s.replicas.len()), "storeBytes": status.map(|s| s.store_bytes),
-                        "version": status.map(|s| &s.version), "uptimeMs": status.map(|s| s.uptime_ms),
-                        "silentMs": silent_ms, "diskFreeBytes": status.map(|s| s.disk_free_bytes),
-                    }),
-                );
-            }
+            let listing = list_nodes(&cluster);
             let ended = env.print_listing(&listing)?;
             cluster.say_who_is_missing(env);
             Ok(ended)
@@ -87,6 +32,117 @@ pub(super) async fn node(env: &Environment, command: NodeCommand) -> Ended {
         NodeCommand::Show { node } => show_node(env, &cluster, &node),
     }
 }
+
+/// Membership with what lies over it.
+fn membership(cluster: &Cluster, node: &NodeInfo) -> String {
+    let mut text = format!("{:?}", node.membership).to_lowercase();
+    match node.overlay.intent {
+        Intent::Stay => {}
+        // Leaving says so already.
+        _ if node.membership != Membership::Active => {}
+        intent => {
+            let status = cluster.answered.get(&node.id);
+            let left = status.map_or(0, |status| match intent {
+                Intent::DrainAll => status.replicas.len(),
+                _ => status
+                    .replicas
+                    .iter()
+                    .filter(|replica| replica.state == "leader")
+                    .count(),
+            });
+            text += if left == 0 { ", drained" } else { ", draining" };
+        }
+    }
+    let until_ms = node.overlay.maintenance_until_ms;
+    if until_ms > cluster.as_of_ms {
+        text += &format!(", maintenance for {}", span(until_ms - cluster.as_of_ms));
+    }
+    text
+}
+
+fn list_nodes(cluster: &Cluster) -> Listing {
+    let columns = [
+        "NODE:node",
+        "ZONE:zone",
+        "MEMBERSHIP:membership",
+        "HEALTH:health",
+        "LEADERS:leaders",
+        "REPLICAS:replicas",
+        "DISK:diskUsedPercent",
+        "LOAD:requestsPerSecond",
+        "VERSION:version",
+        "SEEN:silentMs",
+        "+ADDRESS:address",
+        "+ID:id",
+        "+STORE:storeBytes",
+        "+UPTIME:uptimeMs",
+        "+DISK-FREE:diskFreeBytes",
+    ];
+    let mut listing = Listing::new("isx.node.list/1", &columns);
+    listing.about = cluster.envelope();
+    for node in &cluster.nodes {
+        let status = cluster.answered.get(&node.id);
+        let silent_ms = cluster.silent_for_ms(node.id);
+        let is_joining = matches!(node.membership, Membership::Pending | Membership::Joining);
+        let health = match (status, silent_ms) {
+            (Some(_), _) => "up",
+            // Nobody has heard from it yet, and nobody should have.
+            (None, _) if is_joining => "-",
+            (None, Some(ms)) if ms < SUSPECT_BELOW_MS => "suspect",
+            (None, _) => "down",
+        };
+        let led = || {
+            status
+                .iter()
+                .flat_map(|s| &s.replicas)
+                .filter(|replica| replica.state == "leader")
+        };
+        let leaders = status.map(|_| led().count());
+        let load = status.map(|_| led().map(|replica| replica.requests_per_s).sum::<u64>());
+        let disk = status.filter(|s| s.disk_total_bytes > 0).map(|s| {
+            let used = s.disk_total_bytes.saturating_sub(s.disk_free_bytes);
+            (u128::from(used) * 100).div_ceil(u128::from(s.disk_total_bytes)) as u64
+        });
+        let text = |value: Option<String>| value.unwrap_or_else(|| "-".to_owned());
+        let membership = membership(cluster, node);
+        listing.push(
+            vec![
+                node.name.clone(),
+                text(Some(node.zone.clone()).filter(|zone| !zone.is_empty())),
+                membership.clone(),
+                health.to_owned(),
+                text(leaders.map(|n| n.to_string())),
+                text(status.map(|s| s.replicas.len().to_string())),
+                text(disk.map(|percent| format!("{percent} %"))),
+                text(load.map(|load| load.to_string())),
+                text(status.map(|s| s.version.clone())),
+                match (status, silent_ms) {
+                    (Some(_), _) => "now".to_owned(),
+                    (None, Some(ms)) => format!("{} ago", span(ms)),
+                    (None, None) => "-".to_owned(),
+                },
+                node.address.clone(),
+                node.id.to_string(),
+                text(status.map(|s| size(s.store_bytes))),
+                text(status.map(|s| span(s.uptime_ms))),
+                text(status.map(|s| size(s.disk_free_bytes))),
+            ],
+            json!({
+                "node": node.name, "id": node.id.to_string(), "address": node.address, "zone": node.zone,
+                "membership": membership, "health": health, "leaders": leaders, "requestsPerSecond": load,
+                "replicas": status.map(|s| s.replicas.len()), "storeBytes": status.map(|s| s.store_bytes),
+                "version": status.map(|s| &s.version), "uptimeMs": status.map(|s| s.uptime_ms),
+                "silentMs": silent_ms, "diskFreeBytes": status.map(|s| s.disk_free_bytes),
+                "diskTotalBytes": status.map(|s| s.disk_total_bytes), "diskUsedPercent": disk,
+                "labels": node.overlay.labels,
+            }),
+        );
+    }
+    listing
+}
+
+/// Silent for longer is down; as in the core.
+const SUSPECT_BELOW_MS: u64 = 5_000;
 
 pub(super) fn find_node<'a>(cluster: &'a Cluster, wanted: &str) -> Result<&'a NodeInfo, CtlError> {
     let id: Option<NodeId> = wanted.parse().ok();
@@ -215,15 +271,13 @@ pub(super) async fn shard(env: &Environment, command: ShardCommand) -> Ended {
             };
             show_shard(env, &cluster, &cluster.health_of(found))
         }
-        ShardCommand::Split {
-            shard,
-            at,
-            into,
-            dry_run,
-        } => split(env, shard, at, into, dry_run).await,
+        ShardCommand::Split(args) => super::split::split(env, args).await,
         ShardCommand::Verb(verb) => super::ops::shard(env, verb).await,
         ShardCommand::Verify { shard } => super::verify::verify(env, shard).await,
-        ShardCommand::Lead { shard, on } => lead(env, shard, &on).await,
+        ShardCommand::Lead { shard, on, pin, .. } => match on {
+            Some(on) => lead(env, shard, &on, pin).await,
+            None => unpin(env, shard).await,
+        },
     }
 }
 
@@ -242,7 +296,7 @@ fn service_of(shard: &ShardDescriptor) -> String {
     }
 }
 
-fn bounds(range: &KeyRange) -> (String, String) {
+pub(super) fn bounds(range: &KeyRange) -> (String, String) {
     let show = |position: &Position| match position.parts() {
         (_, Some("")) | (_, None) => "-".to_owned(),
         (_, Some(key)) => key.to_owned(),
@@ -252,6 +306,33 @@ fn bounds(range: &KeyRange) -> (String, String) {
     } else {
         (show(&range.start), show(&range.end))
     }
+}
+
+/// What operators laid down for a shard, and what it is going through.
+fn marks_of(cluster: &Cluster, shard: &ShardDescriptor) -> Vec<String> {
+    let mut marks = Vec::new();
+    if let Some(frozen) = shard.frozen {
+        marks.push(format!("frozen for {}", frozen.into));
+    }
+    let Some(laid_down) = cluster.policy.marks.get(&shard.id) else {
+        return marks;
+    };
+    let left = |until_ms: u64| span(until_ms.saturating_sub(cluster.as_of_ms));
+    let laid_down = laid_down.at(cluster.as_of_ms);
+    if let Some(pin) = laid_down.pin {
+        marks.push(format!(
+            "pinned to {} for {}",
+            cluster.node_name(pin.node),
+            left(pin.until_ms)
+        ));
+    }
+    if let Some(replicas) = laid_down.replicas {
+        marks.push(format!("{replicas} copies"));
+    }
+    if laid_down.sticky_until_ms > 0 {
+        marks.push(format!("not merged for {}", left(laid_down.sticky_until_ms)));
+    }
+    marks
 }
 
 fn shard_json(cluster: &Cluster, health: &ShardHealth<'_>) -> Value {
@@ -268,6 +349,7 @@ fn shard_json(cluster: &Cluster, health: &ShardHealth<'_>) -> Value {
         "bytes": health.leader.map(|(_, status)| status.bytes), "entities": health.leader.map(|(_, s)| s.entities),
         "requestsPerSecond": health.leader.map(|(_, s)| s.requests_per_s), "term": health.leader.map(|(_, s)| s.term),
         "committed": health.leader.map(|(_, s)| s.committed), "lag": health.lag, "state": health.state(),
+        "marks": marks_of(cluster, shard),
     })
 }
 
@@ -289,6 +371,7 @@ async fn list_shards(env: &Environment, service: Option<String>, node: Option<St
         "LAG:lag",
         "EPOCH:epoch",
         "STATE:state",
+        "MARKS:marks",
         "+TERM:term",
         "+COMMITTED:committed",
     ];
@@ -324,6 +407,7 @@ async fn list_shards(env: &Environment, service: Option<String>, node: Option<St
                 health.lag.to_string(),
                 shard.epoch.to_string(),
                 health.state().to_owned(),
+                of(Some(marks_of(&cluster, shard).join(", ")).filter(|marks| !marks.is_empty())),
                 of(leader.map(|status| status.term.to_string())),
                 of(leader.map(|status| status.committed.to_string())),
             ],
@@ -400,192 +484,16 @@ fn show_shard(env: &Environment, cluster: &Cluster, health: &ShardHealth<'_>) ->
     env.print(&(text + &listing.render(Format::Table, &Shape::headed()).unwrap_or_default()))
 }
 
-async fn split(env: &Environment, id: ShardId, at: Option<String>, into: Option<u32>, dry_run: bool) -> Ended {
+async fn unpin(env: &Environment, shard: ShardId) -> Ended {
     let client = env.connect().await?;
-    let began = std::time::Instant::now();
-    // A shard that was split off a moment ago is not known to every node yet.
-    let shard = loop {
-        let map = client.map().await?;
-        if let Some(shard) = map.shards.iter().find(|shard| shard.id == id) {
-            break shard.clone();
-        }
-        if began.elapsed() > KNOWN_EVERYWHERE_AFTER {
-            return Err(CtlError::new(exit::NOT_FOUND, format!("there is no shard {id}")).next("isxctl shard list"));
-        }
-        tokio::time::sleep(std::time::Duration::from_millis(150)).await;
-    };
-    let shard = &shard;
-    let show = |range: &KeyRange| {
-        let (start, end) = bounds(range);
-        format!("[{start} .. {end})")
-    };
-    if id == DIRECTORY_SHARD {
-        let message = format!("{id} is the directory: it has no keys to split at");
-        return Err(CtlError::new(exit::REFUSED, message).next("isxctl shard list --service campaign"));
-    }
-    let cuts = match (at, into) {
-        (Some(at), _) => vec![at],
-        (None, parts) => even_cuts(&client, &shard.range, parts.unwrap_or(2)).await?,
-    };
-    // Each cut is made in what the one before left on its right.
-    let mut rest = shard.range.clone();
-    let mut parts = Vec::new();
-    for cut in &cuts {
-        let Some((left, right)) = rest.split(&Position::new(shard.range.service(), cut)) else {
-            let message = format!("`{cut}` is not inside {id} {}", show(&shard.range));
-            return Err(CtlError::new(exit::REFUSED, message).next(format!("isxctl shard show {id}")));
-        };
-        parts.push(left);
-        rest = right;
-    }
-    parts.push(rest);
-    if dry_run {
-        let again = match into {
-            Some(parts) => format!("--into {parts}"),
-            None => format!("--at {}", cuts.concat()),
-        };
-        if env.format().is_json() {
-            let parts: Vec<Value> = parts
-                .iter()
-                .map(bounds)
-                .map(|(start, end)| json!({"start": start, "end": end}))
-                .collect();
-            return env.print_json(
-                &json!({"schema": "isx.shard.split/1", "dryRun": true, "shard": id.to_string(),
-                                          "parts": parts, "next": [format!("isxctl shard split {id} {again}")]}),
-            );
-        }
-        let parts: String = parts.iter().map(|part| format!("  part  {}\n", show(part))).collect();
-        return env.print(&format!(
-            "{id}  {}\n{parts}  no data moves between nodes\n\
-             dry run: nothing changed.  to do it: isxctl shard split {id} {again}\n",
-            show(&shard.range),
-        ));
-    }
-    let mut made: Vec<ShardDescriptor> = Vec::new();
-    let mut whole = shard.clone();
-    for cut in &cuts {
-        let (left, right) = split_at(&client, &whole, Position::new(shard.range.service(), cut))
-            .await
-            .map_err(|error| {
-                let mut error = CtlError::from(error);
-                if !made.is_empty() {
-                    error.committed = "yes";
-                    error
-                        .causes
-                        .push(format!("{} of {} cuts were made before", made.len(), cuts.len()));
-                }
-                error
-            })?;
-        made.push(left);
-        whole = right;
-    }
-    made.push(whole);
-    if env.format().is_json() {
-        let part = |part: &ShardDescriptor| {
-            let (start, end) = bounds(&part.range);
-            json!({"shard": part.id.to_string(), "start": start, "end": end, "epoch": part.epoch.0})
-        };
-        let parts: Vec<Value> = made.iter().map(part).collect();
-        return env.print_json(
-            &json!({"schema": "isx.shard.split/1", "dryRun": false, "shard": id.to_string(),
-                                      "parts": parts, "next": ["isxctl shard list"]}),
-        );
-    }
-    let parts: String = made
-        .iter()
-        .map(|part| format!("  {}  {}   epoch {}\n", part.id, show(&part.range), part.epoch))
-        .collect();
-    env.print(&format!(
-        "split {id} at {}\n{parts}next  isxctl shard list\n",
-        cuts.join(", ")
-    ))
+    let change = MarkChange::Unpin;
+    let order = Order::Mark { shard, change };
+    let id = RequestId::random();
+    client.request(Request::Order { order, id }).await?;
+    env.print(&format!("{shard} is pinned to no node\n"))
 }
 
-/// Nodes report what is new every second.
-const KNOWN_EVERYWHERE_AFTER: std::time::Duration = std::time::Duration::from_millis(1_500);
-
-/// Cuts a shard; where somebody else is changing it, or has just changed it, again with what it is then.
-async fn split_at(
-    client: &Client,
-    shard: &ShardDescriptor,
-    at: Position,
-) -> Result<(ShardDescriptor, ShardDescriptor), ClientError> {
-    let began = std::time::Instant::now();
-    let mut shard = shard.clone();
-    loop {
-        let error = match client.split(&shard, at.clone(), RequestId::random()).await {
-            Ok(halves) => return Ok(halves),
-            Err(error) => error,
-        };
-        let may_pass = matches!(&error, ClientError::Refused(wire)
-            if matches!(wire.code, Code::StaleEpoch | Code::ChangePending | Code::ShardFrozen));
-        if !may_pass || began.elapsed() > client.timeout() {
-            return Err(error);
-        }
-        tokio::time::sleep(std::time::Duration::from_millis(100)).await;
-        let now = client.map().await?;
-        if let Some(known) = now.shards.iter().find(|known| known.id == shard.id) {
-            shard.clone_from(known);
-        }
-        // The leader's own copy is newer than any map.
-        for (_, status) in client.statuses().await {
-            for replica in status.iter().flat_map(|status| &status.replicas) {
-                if replica.shard.id == shard.id && replica.shard.epoch > shard.epoch {
-                    shard.clone_from(&replica.shard);
-                }
-            }
-        }
-    }
-}
-
-/// Keys that cut what a shard holds into `parts` parts of as many entities each.
-async fn even_cuts(client: &Client, range: &KeyRange, parts: u32) -> Result<Vec<String>, CtlError> {
-    let key = |position: &Position| match position.parts() {
-        (service, Some(key)) if service == range.service() => Some(key.to_owned()),
-        _ => None,
-    };
-    let mut query = ListQuery {
-        service: range.service().to_owned(),
-        from: key(&range.start).unwrap_or_default(),
-        to: key(&range.end).filter(|key| !key.is_empty()),
-        ..ListQuery::default()
-    };
-    // Every n-th key, n doubled whenever there are many: enough to cut by, however large the shard.
-    const SAMPLES_MAX: usize = 8_192;
-    let (mut samples, mut every, mut seen) = (Vec::new(), 1, 0u64);
-    loop {
-        let page = client.list(&query).await?;
-        for item in page.items {
-            if seen % every == 0 {
-                samples.push(item.key);
-            }
-            seen += 1;
-            if samples.len() >= SAMPLES_MAX {
-                let mut keep = false;
-                samples.retain(|_| {
-                    keep = !keep;
-                    keep
-                });
-                every *= 2;
-            }
-        }
-        match page.next {
-            Some(next) => query.resume = Some(next),
-            None => break,
-        }
-    }
-    if samples.len() < parts as usize {
-        let message = format!("too few entities to cut into {parts} parts by: {seen}; name the cut: --at KEY");
-        return Err(CtlError::new(exit::REFUSED, message));
-    }
-    let step = samples.len() as f64 / f64::from(parts);
-    Ok((1..parts)
-        .map(|part| samples[(f64::from(part) * step) as usize].clone())
-        .collect())
-}
-
-async fn lead(env: &Environment, shard: ShardId, on: &str) -> Ended {
+async fn lead(env: &Environment, shard: ShardId, on: &str, pin: Option<std::time::Duration>) -> Ended {
     let client = env.connect().await?;
     let map = client.map().await?;
     let id: Option<NodeId> = on.parse().ok();
@@ -597,6 +505,14 @@ async fn lead(env: &Environment, shard: ShardId, on: &str) -> Ended {
     let Some(node) = found else {
         return Err(CtlError::new(exit::NOT_FOUND, format!("there is no node `{on}`")).next("isxctl node list"));
     };
+    let until_ms = pin.map(|pin| super::ops::now_ms() + pin.as_millis() as u64);
+    if let Some(until_ms) = until_ms {
+        let node = node.id;
+        let change = MarkChange::Pin(operator::Pin { node, until_ms });
+        let order = Order::Mark { shard, change };
+        let id = RequestId::random();
+        client.request(Request::Order { order, id }).await?;
+    }
     client.request(Request::TransferLeader { shard, to: node.id }).await?;
     // Asked is not done: wait until the node itself says that it leads.
     let deadline = std::time::Instant::now() + env.cli.timeout;
@@ -607,10 +523,12 @@ async fn lead(env: &Environment, shard: ShardId, on: &str) -> Ended {
             };
             if status.replicas.iter().any(|replica| leads(&replica)) {
                 if env.format().is_json() {
-                    let value = json!({"schema": "isx.shard.lead/1", "shard": shard.to_string(), "leader": node.name});
+                    let value = json!({"schema": "isx.shard.lead/1", "shard": shard.to_string(), "leader": node.name,
+                                       "pinnedUntil": until_ms.map(timestamp)});
                     return env.print_json(&value);
                 }
-                return env.print(&format!("{shard} is led by {}\n", node.name));
+                let pinned = until_ms.map_or_else(String::new, |until| format!(", pinned until {}", timestamp(until)));
+                return env.print(&format!("{shard} is led by {}{pinned}\n", node.name));
             }
         }
         if std::time::Instant::now() > deadline {
@@ -656,7 +574,7 @@ pub(super) async fn services(env: &Environment) -> Ended {
 
 pub(super) async fn token(env: &Environment, ttl: std::time::Duration) -> Ended {
     let client = env.connect().await?;
-    let line = join_line(env, &client, ttl).await?;
+    let line = join_line(env, &client, ttl, false).await?;
     if env.format().is_json() {
         let value = json!({"schema": "isx.token/1", "line": line.to_string(), "validForSeconds": ttl.as_secs()});
         return env.print_json(&value);
@@ -676,8 +594,14 @@ pub(super) async fn join_line(
     env: &Environment,
     client: &Client,
     ttl: std::time::Duration,
+    approve: bool,
 ) -> Result<JoinLine, CtlError> {
-    let answer = client.request(Request::CreateToken { ttl_s: ttl.as_secs() }).await?;
+    let answer = client
+        .request(Request::CreateToken {
+            ttl_s: ttl.as_secs(),
+            approve,
+        })
+        .await?;
     let Response::Token { token } = answer else {
         return Err(CtlError::new(exit::UNEXPECTED, "the node answered with something else"));
     };

@@ -108,6 +108,11 @@ impl CtlError {
             TIME_LIMIT => "time limit",
             _ => "error",
         };
+        let word = if self.code == Some(Code::StalePlan) {
+            "stale"
+        } else {
+            word
+        };
         let mut text = format!("{word}: {}", self.message);
         if let Some(code) = self.code {
             let _ = write!(text, "   {code}");
@@ -151,13 +156,15 @@ pub fn of(code: Code) -> u8 {
         | Code::NoSuchShard
         | Code::NoSuchOp
         | Code::NoSuchNode
-        | Code::NoSuchOperation => NOT_FOUND,
+        | Code::NoSuchOperation
+        | Code::NoSuchRule => NOT_FOUND,
         Code::VersionConflict
         | Code::Exists
         | Code::RequestIdReused
         | Code::StaleEpoch
         | Code::OpConflict
         | Code::OpIsOver
+        | Code::StalePlan
         | Code::OperationIsOver => CONFLICT,
         Code::PoolInUse => REFUSED,
         Code::TooManyOperations => EXHAUSTED,
@@ -176,6 +183,15 @@ pub fn of(code: Code) -> u8 {
     }
 }
 
+/// `, 12s ago`.
+fn ago(at_ms: Option<u64>) -> String {
+    let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
+    let now_ms = now.map_or(0, |now| now.as_millis() as u64);
+    at_ms.map_or_else(String::new, |at_ms| {
+        format!(", {} ago", super::output::span(now_ms.saturating_sub(at_ms)))
+    })
+}
+
 impl From<WireError> for CtlError {
     fn from(error: WireError) -> Self {
         let exit = of(error.code);
@@ -192,13 +208,19 @@ impl From<WireError> for CtlError {
         } else {
             "no"
         };
-        Self {
+        let mut this = Self {
             code: Some(error.code),
             committed,
             blockers: error.blockers,
             next,
             ..Self::new(exit, error.text)
+        };
+        if error.code == Code::StalePlan {
+            // What has changed is why, and stands in nobody's way.
+            let told = |change: OpBlocker| format!("{}: {}{}", change.code, change.text, ago(change.since_ms));
+            this.causes = std::mem::take(&mut this.blockers).into_iter().map(told).collect();
         }
+        this
     }
 }
 

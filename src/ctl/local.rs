@@ -104,7 +104,7 @@ async fn add(env: &Environment, zone: Option<String>, place: &DevPlace) -> Ended
     let directory = directory(place);
     let nodes = dev::nodes(&directory)?;
     let client = env.connect().await?;
-    let line = super::cluster::join_line(env, &client, Duration::from_secs(600)).await?;
+    let line = super::cluster::join_line(env, &client, Duration::from_secs(600), false).await?;
     let number = |node: &LocalNode| node.name.trim_start_matches('n').parse().unwrap_or(0u32);
     let next = nodes.iter().map(number).max().unwrap_or(0) + 1;
     let node = dev::new_node(&directory, next, zone)?;

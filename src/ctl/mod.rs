@@ -15,9 +15,13 @@ mod journal;
 mod local;
 mod ops;
 pub mod output;
+mod plan;
+mod rule;
 mod schema;
 mod service;
+mod settings;
 pub mod simulate;
+mod split;
 mod status;
 mod tentative;
 mod topics;
@@ -187,6 +191,9 @@ async fn perform(env: &Environment, command: Command) -> Ended {
         Command::Op(command) => ops::op(env, command).await,
         Command::Rebalance(command) => ops::rebalance(env, command).await,
         Command::Schema(command) => schema::run(env, command).await,
+        Command::Plan(command) => plan::run(env, command).await,
+        Command::Rule(command) => rule::run(env, command).await,
+        Command::Router(command) => settings::router(env, command).await,
         Command::Service(args::ServiceCommand::List) => cluster::services(env).await,
         Command::Service(args::ServiceCommand::Create {
             service,
@@ -199,10 +206,10 @@ async fn perform(env: &Environment, command: Command) -> Ended {
             service::create(env, service, replicas, cuts, dry_run).await
         }
         Command::Service(args::ServiceCommand::Set { service, change }) => {
-            ops::change_service(env, &service, &change).await
+            settings::change_service(env, &service, &change).await
         }
-        Command::Cluster(args::ClusterCommand::Show) => ops::show_settings(env).await,
-        Command::Cluster(args::ClusterCommand::Set(change)) => ops::change_settings(env, &change).await,
+        Command::Cluster(args::ClusterCommand::Show) => settings::show_settings(env).await,
+        Command::Cluster(args::ClusterCommand::Set(change)) => settings::change_settings(env, &change).await,
         Command::Token(args::TokenCommand::Create { ttl }) => cluster::token(env, ttl).await,
         Command::Cluster(command) => local::cluster(env, command),
         Command::Dev(command) => local::dev(env, command).await,

@@ -2,6 +2,7 @@
 //!
 //! A command that starts an operation stays and watches it; Ctrl-C detaches, and the same command again attaches.
 use std::collections::BTreeMap;
+use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use clap::{Args, Subcommand, ValueEnum};
@@ -15,14 +16,18 @@ use super::{Ended, Environment};
 use crate::client::Client;
 use crate::protocol::id::{NodeId, OpId, RequestId, ShardId};
 use crate::protocol::op::*;
+use crate::protocol::operator::{Order, Question, Told};
 use crate::protocol::request::{Request, Response};
 
 /// How an operation is started.
-#[derive(Debug, Clone, Args)]
+#[derive(Debug, Clone, Default, Args)]
 pub struct OpStart {
     /// Check and show what would be done, change nothing
     #[arg(long)]
     pub dry_run: bool,
+    /// Write the plan to this file instead of carrying it out; `isxctl plan apply FILE` does
+    #[arg(long, value_name = "FILE", conflicts_with = "dry_run")]
+    pub plan_out: Option<PathBuf>,
     /// Start it and return at once
     #[arg(long)]
     pub no_wait: bool,
@@ -53,6 +58,13 @@ fn protect_of(text: &str) -> Result<Protect, String> {
         return Err(format!("{limit} is not from 1ms to 60s"));
     }
     Ok(Protect(us))
+}
+
+impl OpStart {
+    /// Whether it is to be done, and not only shown or written down.
+    pub(super) fn is_meant(&self) -> bool {
+        !self.dry_run && self.plan_out.is_none()
+    }
 }
 
 /// See [`Pace`].
@@ -166,6 +178,38 @@ pub enum NodeVerb {
         #[arg(long = "for", value_parser = span_of, value_name = "SPAN")]
         duration: Option<Duration>,
     },
+    /// Print a line with which one more host joins
+    #[command(before_help = "Examples:\n  isxctl node add --zone b\n  isxctl node add --name n4 --approve")]
+    Add {
+        /// How long the line is valid
+        #[arg(long, value_parser = span_of, default_value = "1h", value_name = "SPAN")]
+        token_ttl: Duration,
+        /// Its failure domain
+        #[arg(long, default_value = "default")]
+        zone: String,
+        /// Its name
+        #[arg(long, default_value = "NAME")]
+        name: String,
+        /// The host waits until `isxctl node approve` lets it in
+        #[arg(long)]
+        approve: bool,
+    },
+    /// Let a host in that waits for it
+    Approve {
+        /// Its name or id
+        node: String,
+    },
+    /// Send a host away that waits to be let in
+    Reject {
+        /// Its name or id
+        node: String,
+    },
+    /// In which order nodes can be restarted, some at a time, with every shard going on
+    RestartOrder {
+        /// Most nodes at a time
+        #[arg(long, default_value_t = 1, value_name = "COUNT", value_parser = clap::value_parser!(u32).range(1..))]
+        max_parallel: u32,
+    },
     /// Whether these nodes may be stopped now without refusing writes: exit 0 or 5
     OkToStop {
         /// Names or ids
@@ -199,6 +243,60 @@ pub enum ShardVerb {
         #[command(flatten)]
         start: OpStart,
     },
+    /// Give a shard, or every shard of a service, this many copies
+    #[command(
+        allow_missing_positional = true,
+        before_help = "Examples:\n  isxctl shard set-replicas s-17 5\n  isxctl shard set-replicas --service campaign 3"
+    )]
+    SetReplicas {
+        /// The shard
+        #[arg(required_unless_present = "service", conflicts_with = "service")]
+        shard: Option<ShardId>,
+        /// 1, 3, 5 or 7; for one shard `auto`: as its rule says
+        #[arg(required = true, value_name = "COPIES", value_parser = copies_of)]
+        copies: Copies,
+        /// All shards of this service, and those that come of them
+        #[arg(long)]
+        service: Option<String>,
+        #[command(flatten)]
+        start: OpStart,
+    },
+    /// Spread the shards of a service evenly over the nodes
+    Scatter {
+        /// The service
+        #[arg(long)]
+        service: String,
+        /// What is to be even
+        #[arg(long, value_enum, value_delimiter = ',', default_values_t = [ScatterGoal::Leaders, ScatterGoal::Bytes, ScatterGoal::Load])]
+        goal: Vec<ScatterGoal>,
+        #[command(flatten)]
+        start: OpStart,
+    },
+}
+
+/// How many copies.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Copies(Option<u32>);
+
+fn copies_of(text: &str) -> Result<Copies, String> {
+    match text {
+        "auto" => Ok(Copies(None)),
+        text => text
+            .parse()
+            .map(|copies| Copies(Some(copies)))
+            .map_err(|_| "a number, or auto".to_owned()),
+    }
+}
+
+/// What a scatter evens out.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum ScatterGoal {
+    /// Leaderships
+    Leaders,
+    /// Copies, by number and by bytes
+    Bytes,
+    /// Load
+    Load,
 }
 
 /// Verbs on copies, for experts.
@@ -296,6 +394,9 @@ pub enum RebalanceCommand {
         /// End with 20 when there is something to do
         #[arg(long)]
         exit_code: bool,
+        /// Write the plan to this file; `isxctl plan apply FILE` carries it out
+        #[arg(long, value_name = "FILE")]
+        plan_out: Option<PathBuf>,
     },
     /// Spread copies and leaderships evenly
     Start {
@@ -316,57 +417,6 @@ pub enum RebalanceCommand {
     },
 }
 
-/// The cluster's settings.
-#[derive(Debug, Clone, Args)]
-#[group(required = true, multiple = true)]
-pub struct SettingArgs {
-    /// Make the copies of a silent node again after this long
-    #[arg(long, value_parser = span_of, value_name = "SPAN")]
-    heal_after: Option<Duration>,
-    /// Fill no disk above this by moving copies
-    #[arg(long, value_name = "PERCENT")]
-    disk_limit: Option<u32>,
-    /// Begin to spread when a node is further than this from its share
-    #[arg(long, value_name = "PERCENT")]
-    hysteresis: Option<u32>,
-    /// Let a shard that was moved to spread things rest for this long
-    #[arg(long, value_parser = span_of, value_name = "SPAN")]
-    cooldown: Option<Duration>,
-    /// How fast copies are made where the operation does not say
-    #[arg(long, value_enum)]
-    pace: Option<PaceArg>,
-    /// Slow copies down while ninety-nine of a hundred writes take longer than this; 0: never
-    #[arg(long, value_parser = span_of, value_name = "SPAN")]
-    protect_p99: Option<Duration>,
-    /// Split and merge shards without being asked
-    #[arg(long, value_name = "BOOL")]
-    auto_split: Option<bool>,
-    /// Spread without being asked
-    #[arg(long, value_name = "BOOL")]
-    auto_rebalance: Option<bool>,
-}
-
-/// How a service's shards are cut and copied.
-#[derive(Debug, Clone, Args)]
-#[group(required = true, multiple = true)]
-pub struct ServiceArgs {
-    /// Copies of each shard: 1, 3, 5 or 7
-    #[arg(long, value_name = "COUNT")]
-    replicas: Option<u32>,
-    /// Cut a shard that is larger, such as 512MiB
-    #[arg(long, value_parser = bytes_of, value_name = "SIZE")]
-    split_size: Option<u64>,
-    /// Cut a shard that is busier; 0: never
-    #[arg(long, value_name = "REQ/S")]
-    split_rate: Option<u64>,
-    /// Merge neighbours that are smaller together; 0: never
-    #[arg(long, value_parser = bytes_of, value_name = "SIZE")]
-    merge_size: Option<u64>,
-    /// Never fewer shards than this
-    #[arg(long, value_name = "COUNT")]
-    min_shards: Option<u32>,
-}
-
 pub(super) async fn node(env: &Environment, verb: NodeVerb) -> Ended {
     let cluster = Cluster::ask(env).await?;
     let find = |name: &str| super::cluster::find_node(&cluster, name).map(|info| (info.id, info.name.clone()));
@@ -375,7 +425,7 @@ pub(super) async fn node(env: &Environment, verb: NodeVerb) -> Ended {
         NodeVerb::Drain { node, purpose, start } => {
             let (node, name) = find(&node)?;
             let everything = purpose == DrainFor::Leave;
-            if !start.dry_run {
+            if start.is_meant() {
                 env.consent(&format!("drain {name}"))?;
             }
             let undo = format!("isxctl node undrain {name}");
@@ -383,7 +433,7 @@ pub(super) async fn node(env: &Environment, verb: NodeVerb) -> Ended {
         }
         NodeVerb::Leave { node, start, confirm } => {
             let (node, name) = find(&node)?;
-            if !start.dry_run {
+            if start.is_meant() {
                 severe(env, &format!("send {name} away for good"), &name, confirm.as_deref())?;
             }
             let undo = format!("isxctl node stay {name}");
@@ -396,7 +446,7 @@ pub(super) async fn node(env: &Environment, verb: NodeVerb) -> Ended {
             confirm,
         } => {
             let ((old, name), (new, _)) = (find(&old)?, find(&with)?);
-            if !start.dry_run {
+            if start.is_meant() {
                 severe(env, &format!("replace {name} for good"), &name, confirm.as_deref())?;
             }
             let undo = format!("isxctl node stay {name}");
@@ -441,6 +491,15 @@ pub(super) async fn node(env: &Environment, verb: NodeVerb) -> Ended {
             };
             change(env, &client, found, NodeChange::Maintenance(until)).await
         }
+        NodeVerb::Add {
+            token_ttl,
+            zone,
+            name,
+            approve,
+        } => add(env, &client, token_ttl, &zone, &name, approve).await,
+        NodeVerb::Approve { node } => admit(env, &client, find(&node)?, true).await,
+        NodeVerb::Reject { node } => admit(env, &client, find(&node)?, false).await,
+        NodeVerb::RestartOrder { max_parallel } => restart_order(env, &cluster, &client, max_parallel).await,
         NodeVerb::OkToStop { nodes } => {
             let found: Result<Vec<(NodeId, String)>, CtlError> = nodes.iter().map(|name| find(name)).collect();
             let found = found?;
@@ -452,6 +511,76 @@ pub(super) async fn node(env: &Environment, verb: NodeVerb) -> Ended {
             env.print(&format!("yes: every shard goes on without {}\n", names.join(", ")))
         }
     }
+}
+
+/// Makes a join line, with the command that the host runs.
+async fn add(env: &Environment, client: &Client, ttl: Duration, zone: &str, name: &str, approve: bool) -> Ended {
+    let line = super::cluster::join_line(env, client, ttl, approve).await?;
+    let command = format!("isxd join '{line}' --name {name} --zone {zone} --listen ADDRESS:PORT --dir /var/lib/isx");
+    let then = match approve {
+        true => format!("isxctl node approve {name}"),
+        false => "isxctl node list".to_owned(),
+    };
+    if env.format().is_json() {
+        return env.print_json(&json!({
+            "schema": "isx.node.add/1", "line": line.to_string(), "command": command, "needsApproval": approve,
+            "validForSeconds": ttl.as_secs(), "next": [then],
+        }));
+    }
+    let waits = if approve { "; it then waits to be let in" } else { "" };
+    env.say(&format!(
+        "valid for {}. On the new host{waits}:",
+        span(ttl.as_millis() as u64)
+    ));
+    let ended = env.print(&format!("{command}\n"))?;
+    env.say(&format!("then   {then}"));
+    Ok(ended)
+}
+
+async fn admit(env: &Environment, client: &Client, node: (NodeId, String), yes: bool) -> Ended {
+    let verb = if yes { "let in" } else { "send away" };
+    env.consent(&format!("{verb} {}", node.1))?;
+    let order = Order::Admit { node: node.0, yes };
+    let id = RequestId::random();
+    match ask(client, Request::Order { order, id }).await? {
+        Response::Registered(info) => {
+            let membership = format!("{:?}", info.membership).to_lowercase();
+            env.print(&format!("{}  {membership}\n", info.name))
+        }
+        _ => Err(unexpected()),
+    }
+}
+
+async fn restart_order(env: &Environment, cluster: &Cluster, client: &Client, max_parallel: u32) -> Ended {
+    let question = Question::RestartOrder { max_parallel };
+    let batches = match ask(client, Request::Question(question)).await? {
+        Response::Told(told) => match *told {
+            Told::Batches(batches) => batches,
+            _ => return Err(unexpected()),
+        },
+        _ => return Err(unexpected()),
+    };
+    let mut listing = Listing::new(
+        "isx.node.restart-order/1",
+        &["BATCH:batch", "NODES:nodes", "ZONES:zones"],
+    );
+    for (at, batch) in batches.iter().enumerate() {
+        let names: Vec<String> = batch.iter().map(|&node| cluster.node_name(node)).collect();
+        let zones: std::collections::BTreeSet<&str> = cluster
+            .nodes
+            .iter()
+            .filter(|info| batch.contains(&info.id))
+            .map(|info| info.zone.as_str())
+            .collect();
+        let zones: Vec<&str> = zones.into_iter().collect();
+        listing.push(
+            vec![(at + 1).to_string(), names.join(","), zones.join(",")],
+            json!({"batch": at + 1, "nodes": names, "zones": zones}),
+        );
+    }
+    let ended = env.print_listing(&listing)?;
+    env.say("each batch once the one before is back and caught up: isxctl node ok-to-stop NODE...");
+    Ok(ended)
 }
 
 pub(super) async fn shard(env: &Environment, verb: ShardVerb) -> Ended {
@@ -466,6 +595,36 @@ pub(super) async fn shard(env: &Environment, verb: ShardVerb) -> Ended {
             let to = super::cluster::find_node(&cluster, &to)?.id;
             run_op(env, &client, Goal::Move { shard, from, to }, &start, None).await
         }
+        ShardVerb::SetReplicas {
+            shard,
+            copies: Copies(replicas),
+            service,
+            start,
+        } => {
+            let of = match (shard, service) {
+                (Some(shard), _) => Scope::Shard(shard),
+                (None, service) => Scope::Service(service.unwrap_or_default()),
+            };
+            if replicas.is_none() && matches!(of, Scope::Service(_)) {
+                let text = "a service says how many copies its shards have: a number, or a rule (isxctl rule set)";
+                return Err(CtlError::new(exit::USAGE, text));
+            }
+            let goal = Goal::SetReplicas { of, replicas };
+            if start.is_meant() {
+                env.consent(&goal.to_string())?;
+            }
+            run_op(env, &client, goal, &start, None).await
+        }
+        ShardVerb::Scatter { service, goal, start } => {
+            let wants = |wanted: ScatterGoal| goal.contains(&wanted);
+            let goal = Goal::Scatter {
+                service,
+                bytes: wants(ScatterGoal::Bytes),
+                leaders: wants(ScatterGoal::Leaders),
+                load: wants(ScatterGoal::Load),
+            };
+            run_op(env, &client, goal, &start, None).await
+        }
     }
 }
 
@@ -473,7 +632,7 @@ pub(super) async fn replica(env: &Environment, command: ReplicaCommand) -> Ended
     let cluster = Cluster::ask(env).await?;
     let client = env.connect().await?;
     let because = |start: &OpStart| {
-        if start.because.is_empty() && !start.dry_run {
+        if start.because.is_empty() && start.is_meant() {
             let text = "an expert's verb needs a reason for those who come later: --because TEXT";
             return Err(CtlError::new(exit::CONSENT, text));
         }
@@ -507,20 +666,64 @@ pub(super) async fn op(env: &Environment, command: OpCommand) -> Ended {
         OpCommand::Resume { op } => control(env, &client, op, OpAction::Resume).await,
         OpCommand::Pace { op, pace } => control(env, &client, op, OpAction::SetPace(pace.into())).await,
         OpCommand::Cancel { op } => control(env, &client, op, OpAction::Cancel).await,
-        OpCommand::Undo { op, start } => {
-            let shown = find_op(&client, op).await?;
-            let Some(goal) = shown.op.goal.inverse() else {
-                let how = match shown.op.goal {
-                    Goal::Drain { node, .. } => format!("isxctl node undrain {node}"),
-                    Goal::Leave { node } if !shown.op.state.is_over() => format!("isxctl node stay {node}"),
-                    _ => "isxctl op show".to_owned() + &format!(" {op}"),
-                };
-                let text = format!("{op} ({}) has no inverse operation", shown.op.goal);
-                return Err(CtlError::new(exit::REFUSED, text).next(how));
-            };
-            run_op(env, &client, goal, &start, None).await
-        }
+        OpCommand::Undo { op, start } => undo(env, &client, op, &start).await,
     }
+}
+
+/// Starts the operation that takes another one back.
+async fn undo(env: &Environment, client: &Client, op: OpId, start: &OpStart) -> Ended {
+    let shown = find_op(client, op).await?;
+    if !shown.op.state.is_over() {
+        let text = format!(
+            "{op} ({}) is {}: what is under way is cancelled, not undone",
+            shown.op.goal, shown.op.state
+        );
+        return Err(CtlError::new(exit::REFUSED, text).next(format!("isxctl op cancel {op}")));
+    }
+    let inverse = match &shown.op.goal {
+        // What came of a split has a name only since it is there.
+        Goal::Split { shard, at } if at.len() == 1 => {
+            let map = client.map().await?;
+            let whole = map.shards.iter().find(|known| known.id == *shard);
+            let right = whole.and_then(|left| map.shards.iter().find(|right| right.range.start == left.range.end));
+            right.map(|right| Goal::Merge {
+                left: *shard,
+                right: right.id,
+            })
+        }
+        _ => shown.op.inverse.clone(),
+    };
+    let is_done = matches!(shown.op.state, OpState::Done | OpState::Failed | OpState::Cancelled);
+    let Some(goal) = inverse.filter(|_| is_done) else {
+        let how = match shown.op.goal {
+            Goal::Drain { node, .. } => format!("isxctl node undrain {node}"),
+            _ => format!("isxctl op show {op}"),
+        };
+        let text = match shown.op.state {
+            OpState::Undone => format!("{op} ({}) is undone already", shown.op.goal),
+            _ => format!("{op} ({}) has no inverse operation", shown.op.goal),
+        };
+        return Err(CtlError::new(exit::REFUSED, text).next(how));
+    };
+    if !start.is_meant() {
+        return super::plan::instead(env, client, goal, start).await;
+    }
+    let pace = start.pace.map(Into::into);
+    let started = start_op(
+        client,
+        goal,
+        pace,
+        &start.because,
+        Begin {
+            undoes: Some(op),
+            ..Begin::default()
+        },
+    )
+    .await?;
+    if start.no_wait {
+        return show(env, &find_op(client, started).await?);
+    }
+    watch(env, client, started, start.wait_for, true, None).await
 }
 
 pub(super) async fn rebalance(env: &Environment, command: RebalanceCommand) -> Ended {
@@ -533,10 +736,18 @@ pub(super) async fn rebalance(env: &Environment, command: RebalanceCommand) -> E
             .ok_or_else(|| CtlError::new(exit::NOT_FOUND, "no rebalancing is under way").next("isxctl rebalance start"))
     };
     match command {
-        RebalanceCommand::Plan { exit_code } => {
-            let shown = plan(&client, Goal::Rebalance, None, "").await?;
-            let ended = show(env, &shown)?;
-            Ok(if exit_code && shown.total > 0 {
+        RebalanceCommand::Plan { exit_code, plan_out } => {
+            let plan = super::plan::make(&client, Goal::Rebalance, None, None).await?;
+            let ended = if plan_out.is_some() {
+                let start = OpStart {
+                    plan_out,
+                    ..OpStart::default()
+                };
+                super::plan::instead(env, &client, Goal::Rebalance, &start).await?
+            } else {
+                super::plan::show(env, &plan)?
+            };
+            Ok(if exit_code && plan.steps_total > 0 {
                 exit::CHANGES
             } else {
                 ended
@@ -547,10 +758,10 @@ pub(super) async fn rebalance(env: &Environment, command: RebalanceCommand) -> E
         RebalanceCommand::Resume => control(env, &client, running().await?, OpAction::Resume).await,
         RebalanceCommand::Stop => control(env, &client, running().await?, OpAction::Cancel).await,
         RebalanceCommand::Auto { switch } => {
-            let mut settings = settings(&client).await?;
+            let mut settings = super::settings::settings(&client).await?;
             if switch != Switch::Show {
                 settings.auto_rebalance = switch == Switch::On;
-                set_settings(&client, settings.clone()).await?;
+                super::settings::set_settings(&client, settings.clone()).await?;
             }
             let text = if settings.auto_rebalance { "on" } else { "off" };
             env.print(&format!("rebalancing without being asked is {text}\n"))
@@ -558,121 +769,26 @@ pub(super) async fn rebalance(env: &Environment, command: RebalanceCommand) -> E
     }
 }
 
-pub(super) async fn show_settings(env: &Environment) -> Ended {
-    let client = env.connect().await?;
-    let (now, default) = (settings(&client).await?, Settings::default());
-    let mut listing = Listing::new("isx.cluster.show/1", &["KEY:key", "VALUE:value", "DEFAULT:default"]);
-    for (row, usual) in rows(&now).into_iter().zip(rows(&default)) {
-        let item = json!({"key": row.0, "value": row.1, "default": usual.1});
-        listing.push(vec![row.0.to_owned(), row.1, usual.1], item);
-    }
-    env.print_listing(&listing)
-}
-
-pub(super) async fn change_settings(env: &Environment, args: &SettingArgs) -> Ended {
-    let client = env.connect().await?;
-    let before = settings(&client).await?;
-    let mut after = before.clone();
-    let ms = |span: Duration| span.as_millis() as u64;
-    after.heal_after_ms = args.heal_after.map_or(after.heal_after_ms, ms);
-    after.cooldown_ms = args.cooldown.map_or(after.cooldown_ms, ms);
-    after.disk_limit_percent = args.disk_limit.unwrap_or(after.disk_limit_percent);
-    after.hysteresis_percent = args.hysteresis.unwrap_or(after.hysteresis_percent);
-    after.pace = args.pace.map_or(after.pace, Into::into);
-    let us = |span: Duration| span.as_micros() as u64;
-    after.protect_p99_us = args.protect_p99.map_or(after.protect_p99_us, us);
-    after.auto_split = args.auto_split.unwrap_or(after.auto_split);
-    after.auto_rebalance = args.auto_rebalance.unwrap_or(after.auto_rebalance);
-    set_settings(&client, after.clone()).await?;
-    let mut text = String::new();
-    for (old, new) in rows(&before).into_iter().zip(rows(&after)) {
-        if old != new {
-            text += &format!("{}  {} -> {}\n", new.0, old.1, new.1);
-        }
-    }
-    if text.is_empty() {
-        text = "nothing to change\n".to_owned();
-    }
-    env.print(&text)
-}
-
-pub(super) async fn change_service(env: &Environment, name: &str, args: &ServiceArgs) -> Ended {
-    let client = env.connect().await?;
-    let map = client.map().await?;
-    let Some(service) = map.services.iter().find(|service| service.name == name) else {
-        let text = format!("there is no service `{name}`");
-        return Err(CtlError::new(exit::NOT_FOUND, text).next("isxctl service list"));
-    };
-    let mut sizes = service.sizes;
-    sizes.split_bytes = args.split_size.unwrap_or(sizes.split_bytes);
-    sizes.split_load = args.split_rate.unwrap_or(sizes.split_load);
-    sizes.merge_bytes = args.merge_size.unwrap_or(sizes.merge_bytes);
-    sizes.min_shards = args.min_shards.unwrap_or(sizes.min_shards);
-    let replicas = args.replicas.unwrap_or(service.replicas);
-    let request = Request::SetService {
-        name: name.to_owned(),
-        replicas,
-        sizes,
-        id: RequestId::random(),
-    };
-    ask(&client, request).await?;
-    let mut text = String::new();
-    let mut told = |what: &str, old: String, new: String| {
-        if old != new {
-            text += &format!("{name} {what}  {old} -> {new}\n");
-        }
-    };
-    told("replicas", service.replicas.to_string(), replicas.to_string());
-    told("split-size", size(service.sizes.split_bytes), size(sizes.split_bytes));
-    told(
-        "split-rate",
-        service.sizes.split_load.to_string(),
-        sizes.split_load.to_string(),
-    );
-    told("merge-size", size(service.sizes.merge_bytes), size(sizes.merge_bytes));
-    told(
-        "min-shards",
-        service.sizes.min_shards.to_string(),
-        sizes.min_shards.to_string(),
-    );
-    if text.is_empty() {
-        text = "nothing to change\n".to_owned();
-    }
-    env.print(&text)
-}
-
 // --- asking ----------------------------------------------------------------------------------------------------
 
-async fn ask(client: &Client, request: Request) -> Result<Response, CtlError> {
+pub(super) async fn ask(client: &Client, request: Request) -> Result<Response, CtlError> {
     Ok(client.request(request).await?)
 }
 
-fn unexpected() -> CtlError {
+pub(super) fn unexpected() -> CtlError {
     CtlError::new(exit::UNEXPECTED, "a node gave an answer that does not fit the question")
 }
 
-async fn ops(client: &Client, all: bool) -> Result<Vec<OpView>, CtlError> {
+pub(super) async fn ops(client: &Client, all: bool) -> Result<Vec<OpView>, CtlError> {
     match ask(client, Request::ListOps { all }).await? {
         Response::Ops(ops) => Ok(ops),
         _ => Err(unexpected()),
     }
 }
 
-async fn find_op(client: &Client, op: OpId) -> Result<OpView, CtlError> {
+pub(super) async fn find_op(client: &Client, op: OpId) -> Result<OpView, CtlError> {
     let found = ops(client, true).await?.into_iter().find(|shown| shown.op.id == op);
     found.ok_or_else(|| CtlError::new(exit::NOT_FOUND, format!("there is no {op}")).next("isxctl op list --all"))
-}
-
-async fn settings(client: &Client) -> Result<Settings, CtlError> {
-    match ask(client, Request::ShowSettings).await? {
-        Response::Settings(settings) => Ok(settings),
-        _ => Err(unexpected()),
-    }
-}
-
-async fn set_settings(client: &Client, settings: Settings) -> Result<(), CtlError> {
-    let id = RequestId::random();
-    ask(client, Request::SetSettings { settings, id }).await.map(drop)
 }
 
 async fn change(env: &Environment, client: &Client, node: (NodeId, String), change: NodeChange) -> Ended {
@@ -711,48 +827,71 @@ async fn control(env: &Environment, client: &Client, op: OpId, action: OpAction)
     }
 }
 
-async fn plan(client: &Client, goal: Goal, pace: Option<Pace>, because: &str) -> Result<OpView, CtlError> {
+/// What an operation is started with, beside what the operator says.
+#[derive(Debug, Default)]
+pub(super) struct Begin {
+    /// The configuration that its plan was made for.
+    pub at: Option<u64>,
+    /// The operation that it takes back.
+    pub undoes: Option<OpId>,
+    /// What it must not slow writes down to. Unit: us.
+    pub protect_p99_us: Option<u64>,
+    /// The same again attaches, even to one that is over.
+    pub id: Option<RequestId>,
+}
+
+/// Starts an operation, or attaches to the one with the same goal.
+pub(super) async fn start_op(
+    client: &Client,
+    goal: Goal,
+    pace: Option<Pace>,
+    because: &str,
+    begin: Begin,
+) -> Result<OpId, CtlError> {
     let request = Request::StartOp {
         goal,
         pace,
-        protect_p99_us: None,
+        protect_p99_us: begin.protect_p99_us,
         because: because.to_owned(),
-        dry_run: true,
-        id: RequestId::random(),
+        at: begin.at,
+        undoes: begin.undoes,
+        id: begin.id.unwrap_or_else(RequestId::random),
     };
     match ask(client, request).await? {
-        Response::Ops(mut ops) if ops.len() == 1 => Ok(ops.remove(0)),
+        Response::Op(op) => Ok(op.id),
         _ => Err(unexpected()),
     }
 }
 
-async fn run_op(env: &Environment, client: &Client, goal: Goal, start: &OpStart, undo: Option<String>) -> Ended {
-    let pace = start.pace.map(Into::into);
-    if start.dry_run {
-        let shown = plan(client, goal, pace, &start.because).await?;
-        show(env, &shown)?;
-        env.say("dry run: nothing was changed");
-        return Ok(exit::OK);
+pub(super) async fn run_op(
+    env: &Environment,
+    client: &Client,
+    goal: Goal,
+    start: &OpStart,
+    undo: Option<String>,
+) -> Ended {
+    if !start.is_meant() {
+        return super::plan::instead(env, client, goal, start).await;
     }
-    let request = Request::StartOp {
+    let op = start_op(
+        client,
         goal,
-        pace,
-        protect_p99_us: start.protect.map(|Protect(us)| us),
-        because: start.because.clone(),
-        dry_run: false,
-        id: RequestId::random(),
-    };
-    let Response::Op(op) = ask(client, request).await? else {
-        return Err(unexpected());
-    };
+        start.pace.map(Into::into),
+        &start.because,
+        Begin {
+            protect_p99_us: start.protect.map(|Protect(us)| us),
+            ..Begin::default()
+        },
+    )
+    .await?;
     if start.no_wait {
-        return show(env, &find_op(client, op.id).await?);
+        return show(env, &find_op(client, op).await?);
     }
-    watch(env, client, op.id, start.wait_for, true, undo).await
+    watch(env, client, op, start.wait_for, true, undo).await
 }
 
 /// Watches an operation until it is over, the time is up, or Ctrl-C.
-async fn watch(
+pub(super) async fn watch(
     env: &Environment,
     client: &Client,
     op: OpId,
@@ -795,14 +934,19 @@ async fn watch(
         });
         bar.set_prefix(pace_of(&shown));
         let mut message = format!("{}  {}  {}", shown.op.id, shown.op.goal, shown.op.state);
+        let mut news = message.clone();
         for blocker in shown.blocked.iter().take(3) {
-            message += &format!("\n  blocked  {}  {}", blocker.object, blocker.text);
+            let line = format!("\n  blocked  {}  {}", blocker.object, blocker.text);
+            message += &line;
+            message += &since(blocker);
+            // That the same thing still stands in the way is no news.
+            news += &line;
         }
-        bar.set_message(message.clone());
-        if bar.is_hidden() && aloud && message != told {
+        if bar.is_hidden() && aloud && news != told {
             env.say(&message);
         }
-        told = message;
+        told = news;
+        bar.set_message(message);
         if shown.op.state.is_over() {
             bar.finish_and_clear();
             if env.format().is_json() {
@@ -859,11 +1003,24 @@ fn pace_of(shown: &OpView) -> String {
     if shown.total_bytes > 0 {
         text += &format!("{} of {}  ", size(shown.done_bytes), size(shown.total_bytes));
     }
-    if shown.bytes_per_second > 0 {
-        text += &format!("{}/s  ", size(shown.bytes_per_second));
+    if let Some(speed) = speed(shown) {
+        text += &format!("{speed}  ");
     }
     text += &format!("eta {}", eta(shown));
     text
+}
+
+/// Bytes where bytes are copied, steps elsewhere, over the last minute.
+fn speed(shown: &OpView) -> Option<String> {
+    match (shown.speed.bytes_per_s.0, shown.speed.steps_per_h.0) {
+        (0, 0) => None,
+        (0, steps) => Some(format!("{}/min", tenths(steps * 10 / 60))),
+        (bytes, _) => Some(format!("{}/s", size(bytes))),
+    }
+}
+
+fn tenths(tenths: u64) -> String {
+    format!("{}.{}", tenths / 10, tenths % 10)
 }
 
 fn eta(shown: &OpView) -> String {
@@ -876,6 +1033,12 @@ fn eta(shown: &OpView) -> String {
     )
 }
 
+/// For how long something has stood in the way.
+fn since(blocker: &OpBlocker) -> String {
+    let for_ms = blocker.since_ms.map(|since_ms| now_ms().saturating_sub(since_ms));
+    for_ms.map_or_else(String::new, |ms| format!("   for {}", span(ms)))
+}
+
 fn view_json(shown: &OpView) -> Value {
     let op = &shown.op;
     json!({
@@ -883,12 +1046,17 @@ fn view_json(shown: &OpView) -> Value {
         "goal": op.goal, "state": op.state.to_string(), "pace": op.pace.to_string(), "by": op.by, "because": op.because,
         "created": timestamp(op.created_ms), "ended": (op.ended_ms > 0).then(|| timestamp(op.ended_ms)),
         "result": op.result, "done": shown.done, "total": shown.total, "doneBytes": shown.done_bytes,
-        "totalBytes": shown.total_bytes, "bytesPerSecond": shown.bytes_per_second,
-        "bytesPerSecond10m": shown.bytes_per_second_10m, "protectP99Us": op.protect_p99_us, "etaSeconds": shown.eta_s,
+        "totalBytes": shown.total_bytes, "speed": speed_json(shown), "protectP99Us": op.protect_p99_us, "phases": shown.phases, "etaSeconds": shown.eta_s,
         "limitedBy": shown.limited_by, "steps": shown.steps, "blocked": shown.blocked,
         "blockedCount": shown.blocked.len(),
         "tolerance": {"now": shown.tolerance.0, "lowest": shown.tolerance.1, "after": shown.tolerance.2},
+        "configEpoch": op.config_epoch, "inverse": op.inverse, "undoes": op.undoes,
     })
+}
+
+fn speed_json(shown: &OpView) -> Value {
+    let (bytes, steps) = (shown.speed.bytes_per_s, shown.speed.steps_per_h);
+    json!({"bytesPerSecond": {"last1m": bytes.0, "last10m": bytes.1}, "stepsPerHour": {"last1m": steps.0, "last10m": steps.1}})
 }
 
 fn list(env: &Environment, ops: &[OpView]) -> Ended {
@@ -898,7 +1066,7 @@ fn list(env: &Environment, ops: &[OpView]) -> Ended {
         "OBJECT:object",
         "STATE:state",
         "DONE:done",
-        "SPEED:bytesPerSecond",
+        "SPEED:speed",
         "ETA:etaSeconds",
         "LIMITED BY:limitedBy",
         "BLOCKED:blockedCount",
@@ -908,10 +1076,7 @@ fn list(env: &Environment, ops: &[OpView]) -> Ended {
     let mut listing = Listing::new("isx.op.list/1", &columns);
     for shown in ops {
         let op = &shown.op;
-        let speed = match shown.bytes_per_second {
-            0 => "-".to_owned(),
-            bytes => format!("{}/s", size(bytes)),
-        };
+        let speed = speed(shown).unwrap_or_else(|| "-".to_owned());
         let or_dash = |text: &str| {
             if text.is_empty() {
                 "-".to_owned()
@@ -944,19 +1109,16 @@ fn show(env: &Environment, shown: &OpView) -> Ended {
         return env.print_json(&view_json(shown));
     }
     let op = &shown.op;
-    let mut text = if op.state == OpState::Planned {
-        format!("{}   {}   pace {}\n", op.goal, op.state, op.pace)
-    } else {
-        format!(
-            "{}   {}   {}   pace {}   by {} at {}\n",
-            op.id,
-            op.goal,
-            op.state,
-            op.pace,
-            op.by,
-            timestamp(op.created_ms)
-        )
-    };
+    let mut text = format!(
+        "{}   {}   {}   pace {}   by {} at {}   config epoch {}\n",
+        op.id,
+        op.goal,
+        op.state,
+        op.pace,
+        op.by,
+        timestamp(op.created_ms),
+        op.config_epoch
+    );
     if !op.because.is_empty() {
         text += &format!("because   {}\n", op.because);
     }
@@ -965,9 +1127,24 @@ fn show(env: &Environment, shown: &OpView) -> Ended {
         text += &format!(", {} of {}", size(shown.done_bytes), size(shown.total_bytes));
     }
     text += &format!("   eta {}\n", eta(shown));
-    if shown.bytes_per_second_10m > 0 {
-        let (now, long) = (size(shown.bytes_per_second), size(shown.bytes_per_second_10m));
-        text += &format!("speed     {now}/s over the last minute, {long}/s over the last ten\n");
+    for (at, phase) in shown.phases.iter().enumerate() {
+        let state = match phase {
+            phase if phase.done == phase.total && (phase.total > 0 || op.state == OpState::Done) => "done".to_owned(),
+            phase if phase.total == 0 => "-".to_owned(),
+            phase => format!("{} of {}", phase.done, phase.total),
+        };
+        text += &format!("  {} {:22} {state}\n", at + 1, phase.name);
+    }
+    let ((minute, ten), steps) = (shown.speed.bytes_per_s, shown.speed.steps_per_h);
+    if minute + ten > 0 {
+        text += &format!("speed     {}/s over 1 min, {}/s over 10 min\n", size(minute), size(ten));
+    } else if steps.0 + steps.1 > 0 {
+        let per_min = |steps: u64| tenths(steps * 10 / 60);
+        text += &format!(
+            "speed     {} steps/min over 1 min, {} over 10 min\n",
+            per_min(steps.0),
+            per_min(steps.1)
+        );
     }
     if !op.state.is_over() {
         let (now, lowest, after) = shown.tolerance;
@@ -979,11 +1156,14 @@ fn show(env: &Environment, shown: &OpView) -> Ended {
     for step in &shown.steps {
         text += &format!("step      {step}\n");
     }
-    if shown.steps.len() < shown.total as usize && op.state == OpState::Planned {
-        text += &format!("          and {} more\n", shown.total as usize - shown.steps.len());
-    }
     for blocker in &shown.blocked {
-        text += &format!("blocked   {}  {}  {}\n", blocker.code, blocker.object, blocker.text);
+        text += &format!(
+            "blocked   {}  {}  {}{}\n",
+            blocker.code,
+            blocker.object,
+            blocker.text,
+            since(blocker)
+        );
         for next in blocker.next.lines() {
             text += &format!("          try  {next}\n");
         }
@@ -994,27 +1174,8 @@ fn show(env: &Environment, shown: &OpView) -> Ended {
     env.print(&text)
 }
 
-fn rows(settings: &Settings) -> Vec<(&'static str, String)> {
-    vec![
-        ("heal-after", span(settings.heal_after_ms)),
-        ("disk-limit", format!("{} %", settings.disk_limit_percent)),
-        ("hysteresis", format!("{} %", settings.hysteresis_percent)),
-        ("cooldown", span(settings.cooldown_ms)),
-        ("pace", settings.pace.to_string()),
-        (
-            "protect-p99",
-            match settings.protect_p99_us {
-                0 => "off".to_owned(),
-                us => format!("{} ms", us.div_ceil(1_000)),
-            },
-        ),
-        ("auto-rebalance", settings.auto_rebalance.to_string()),
-        ("auto-split", settings.auto_split.to_string()),
-    ]
-}
-
 /// Consent to something that can't be undone: the object's name once more.
-fn severe(env: &Environment, what: &str, name: &str, confirmed: Option<&str>) -> Result<(), CtlError> {
+pub(super) fn severe(env: &Environment, what: &str, name: &str, confirmed: Option<&str>) -> Result<(), CtlError> {
     match confirmed {
         Some(given) if given == name => Ok(()),
         Some(given) => {
@@ -1025,28 +1186,9 @@ fn severe(env: &Environment, what: &str, name: &str, confirmed: Option<&str>) ->
     }
 }
 
-fn now_ms() -> u64 {
+pub(super) fn now_ms() -> u64 {
     let since = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
     since.map_or(0, |since| since.as_millis() as u64)
-}
-
-/// A size such as `512MiB`, `64KiB`, `1000`.
-fn bytes_of(text: &str) -> Result<u64, String> {
-    let digits = text.trim_end_matches(|c: char| !c.is_ascii_digit());
-    let factor = match text[digits.len()..].trim() {
-        "" | "B" => 1,
-        "KiB" => 1 << 10,
-        "MiB" => 1 << 20,
-        "GiB" => 1u64 << 30,
-        "TiB" => 1 << 40,
-        unit => return Err(format!("`{unit}` is no unit; B, KiB, MiB, GiB, TiB are")),
-    };
-    let number: u64 = digits
-        .parse()
-        .map_err(|_| format!("`{text}` is no size such as 512MiB"))?;
-    number
-        .checked_mul(factor)
-        .ok_or_else(|| format!("`{text}` is too much"))
 }
 
 /// What may be asked of the slowest writes. Unit: us.

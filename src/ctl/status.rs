@@ -10,6 +10,7 @@ use super::output::{size, span, timestamp};
 use super::{Ended, Environment};
 use crate::client::ClientError;
 use crate::protocol::id::{NodeId, ShardId};
+use crate::protocol::operator::Policy;
 use crate::protocol::request::{NodeStatus, ReplicaStatus};
 use crate::protocol::shard_map::{NodeInfo, ReplicaDescriptor, ShardDescriptor};
 
@@ -20,6 +21,8 @@ pub(super) struct Cluster {
     pub(super) silent: BTreeMap<NodeId, String>,
     /// By id; each the newest descriptor anybody told.
     pub(super) shards: BTreeMap<ShardId, ShardDescriptor>,
+    /// What operators laid down.
+    pub(super) policy: Policy,
     pub(super) name: String,
     /// When the answers were in. Unit: ms since 1970.
     pub(super) as_of_ms: u64,
@@ -107,6 +110,7 @@ impl Cluster {
             answered,
             silent,
             shards,
+            policy: map.policy,
             name,
         })
     }

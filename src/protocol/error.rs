@@ -81,6 +81,9 @@ codes! {
     /// Not every replica has applied the freeze.
     NotFrozenYet = 1011, Retry, "not all replicas of the shard are known to stand still",
         "A merge waits until every replica of the right shard has applied the freeze. Nothing was changed. The message names the nodes that are missing; if one stays away, give the merge up: it is never urgent.";
+    /// Not let in yet.
+    NodePending = 1012, Retry, "the node waits to be let in",
+        "The host joined with a token that needs an operator's approval. It holds no certificate and takes part in nothing until `isxctl node approve` lets it in; `isxctl node reject` sends it away. `isxd join` goes on by itself once it is let in.";
     /// Proposed and not heard of again in time.
     OutcomeUnknown = 1101, Unknown, "the outcome of the write is not known",
         "The write was handed to the shard's log and its outcome was not learnt in time: it may be committed now, later or never. Repeating it with the same request id is safe and gives the definite answer; `isxctl request show` asks without repeating.";
@@ -198,6 +201,12 @@ codes! {
     /// Unknown node.
     NoSuchNode = 1513, Refused, "there is no such node",
         "The directory does not know the node: `isxctl node list` lists the members. Nothing was changed.";
+    /// Made for another configuration.
+    StalePlan = 1514, Refused, "the plan was made for another configuration of the cluster",
+        "Nodes, shards, rules or services have changed since the plan was made, so that it may no longer be right or safe. Nothing was changed. `isxctl plan check` makes it anew and shows what is different; `--plan-out` writes a new one.";
+    /// Unknown rule.
+    NoSuchRule = 1515, Refused, "there is no such rule",
+        "No rule with this name was set: `isxctl rule list` shows them. Rules that come from a service's own settings are changed with `isxctl service set`. Nothing was changed.";
     /// Disk nearly full.
     DiskFull = 1601, Refused, "the node's disk is nearly full",
         "Free space on a replica's disk fell below its reserve: reads and deletes go on, other writes are refused until there is room. It clears by itself.";

@@ -3,7 +3,7 @@ use std::fmt;
 use std::str::FromStr;
 
 use data_encoding::{Encoding, Specification};
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 /// A text that is not the id it was taken for.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -15,11 +15,40 @@ pub struct ParseIdError {
     pub expected: &'static str,
 }
 
+#[derive(Deserialize)]
+#[serde(untagged)]
+enum TextOrNumber {
+    Number(u64),
+    Text(String),
+}
+
 macro_rules! numbered {
     ($(#[$doc:meta])* $name:ident, $prefix:literal, $expected:literal) => {
         $(#[$doc])*
-        #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default, Serialize, Deserialize)]
+        #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
         pub struct $name(pub u64);
+
+        impl Serialize for $name {
+            fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+                // Text for people and scripts, who would round a large number; a number on the wire.
+                match serializer.is_human_readable() {
+                    true => serializer.collect_str(self),
+                    false => serializer.serialize_u64(self.0),
+                }
+            }
+        }
+
+        impl<'de> Deserialize<'de> for $name {
+            fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+                if !deserializer.is_human_readable() {
+                    return u64::deserialize(deserializer).map(Self);
+                }
+                match TextOrNumber::deserialize(deserializer)? {
+                    TextOrNumber::Number(number) => Ok(Self(number)),
+                    TextOrNumber::Text(text) => text.parse().map_err(serde::de::Error::custom),
+                }
+            }
+        }
 
         impl fmt::Display for $name {
             fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -173,6 +202,10 @@ mod tests {
         assert_eq!("s-17".parse(), Ok(ShardId(17)));
         assert_eq!("17".parse(), Ok(ShardId(17)));
         assert!("s-+7".parse::<ShardId>().is_err());
+        // One spelling in JSON too, and what an older file holds is read all the same.
+        assert_eq!(serde_json::to_string(&ShardId(17)).ok().as_deref(), Some("\"s-17\""));
+        assert_eq!(serde_json::from_str("\"s-17\"").ok(), Some(ShardId(17)));
+        assert_eq!(serde_json::from_str("17").ok(), Some(ShardId(17)));
         let id = RequestId(0x0123_4567_89ab_cdef_0011_2233_4455_6677);
         assert_eq!(id.to_string().parse(), Ok(id));
         assert!("r-xyz".parse::<RequestId>().is_err());

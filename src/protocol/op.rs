@@ -67,6 +67,50 @@ pub enum Goal {
         /// The shard that goes into it.
         right: ShardId,
     },
+    /// A shard is cut at these keys.
+    Split {
+        /// The shard.
+        shard: ShardId,
+        /// First keys of the parts but the first, in order.
+        at: Vec<String>,
+    },
+    /// Shards have this many copies.
+    SetReplicas {
+        /// Which shards.
+        of: Scope,
+        /// Copies of each; none: as rule and service say.
+        replicas: Option<u32>,
+    },
+    /// The shards of a service are spread evenly over the nodes.
+    Scatter {
+        /// The service.
+        service: String,
+        /// Copies, by number and by bytes.
+        bytes: bool,
+        /// Leaderships.
+        leaders: bool,
+        /// Load: shards are moved where handing over their lead does not suffice.
+        load: bool,
+    },
+}
+
+/// A shard, or all shards of a service.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Scope {
+    /// One.
+    Shard(ShardId),
+    /// All of a service.
+    Service(String),
+}
+
+impl fmt::Display for Scope {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Scope::Shard(shard) => shard.fmt(f),
+            Scope::Service(service) => f.pad(service),
+        }
+    }
 }
 
 impl Goal {
@@ -82,6 +126,9 @@ impl Goal {
             Goal::AddReplica { .. } => "add-replica",
             Goal::RemoveReplica { .. } => "remove-replica",
             Goal::Merge { .. } => "merge",
+            Goal::Split { .. } => "split",
+            Goal::SetReplicas { .. } => "set-replicas",
+            Goal::Scatter { .. } => "scatter",
         }
     }
 
@@ -95,6 +142,15 @@ impl Goal {
             Goal::AddReplica { shard, to } => format!("{shard} on {to}"),
             Goal::RemoveReplica { shard, from } => format!("{shard} from {from}"),
             Goal::Merge { left, right } => format!("{left} and {right}"),
+            Goal::Split { shard, at } => match &at[..] {
+                [one] => format!("{shard} at {one}"),
+                more => format!("{shard} into {}", more.len() + 1),
+            },
+            Goal::SetReplicas { of, replicas } => match replicas {
+                Some(replicas) => format!("{of} to {replicas}"),
+                None => format!("{of} as its rule says"),
+            },
+            Goal::Scatter { service, .. } => service.clone(),
         }
     }
 
@@ -110,25 +166,18 @@ impl Goal {
     /// Shards that it changes and names.
     pub fn shards(&self) -> Vec<ShardId> {
         match self {
-            Goal::Move { shard, .. } | Goal::AddReplica { shard, .. } | Goal::RemoveReplica { shard, .. } => {
+            Goal::Move { shard, .. }
+            | Goal::AddReplica { shard, .. }
+            | Goal::RemoveReplica { shard, .. }
+            | Goal::Split { shard, .. }
+            | Goal::SetReplicas {
+                of: Scope::Shard(shard),
+                ..
+            } => {
                 vec![*shard]
             }
             Goal::Merge { left, right } => vec![*left, *right],
             _ => Vec::new(),
-        }
-    }
-
-    /// The operation that takes it back, where there is one.
-    pub fn inverse(&self) -> Option<Goal> {
-        match *self {
-            Goal::Move { shard, from, to } => Some(Goal::Move {
-                shard,
-                from: to,
-                to: from,
-            }),
-            Goal::AddReplica { shard, to } => Some(Goal::RemoveReplica { shard, from: to }),
-            Goal::RemoveReplica { shard, from } => Some(Goal::AddReplica { shard, to: from }),
-            _ => None,
         }
     }
 }
@@ -186,7 +235,7 @@ impl fmt::Display for Pace {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum OpState {
-    /// Checked, and not started: a dry run.
+    /// Checked, and not started.
     Planned,
     /// Under way.
     Running,
@@ -196,14 +245,19 @@ pub enum OpState {
     Done,
     /// Can't reach its goal; the result says why.
     Failed,
-    /// Was taken back.
+    /// Was given up.
     Cancelled,
+    /// Was done, and then taken back.
+    Undone,
 }
 
 impl OpState {
     /// Whether it has come to an end.
     pub fn is_over(self) -> bool {
-        matches!(self, OpState::Done | OpState::Failed | OpState::Cancelled)
+        matches!(
+            self,
+            OpState::Done | OpState::Failed | OpState::Cancelled | OpState::Undone
+        )
     }
 }
 
@@ -216,6 +270,7 @@ impl fmt::Display for OpState {
             Self::Done => "done",
             Self::Failed => "failed",
             Self::Cancelled => "cancelled",
+            Self::Undone => "undone",
         })
     }
 }
@@ -249,6 +304,12 @@ pub struct Op {
     pub total_bytes: u64,
     /// How it ended, in a sentence.
     pub result: String,
+    /// The configuration in which it began.
+    pub config_epoch: u64,
+    /// The operation that takes it back, where there is one; as things were when it began.
+    pub inverse: Option<Goal>,
+    /// The operation that this one takes back.
+    pub undoes: Option<OpId>,
 }
 
 /// What one shard is going through for an operation: at most one thing at a time, kept by the directory so that the next
@@ -291,6 +352,28 @@ pub struct OpBlocker {
     pub text: String,
     /// What to type next.
     pub next: String,
+    /// Since when, by the directory leader's wall clock, where that is known. Unit: ms since 1970.
+    pub since_ms: Option<u64>,
+}
+
+/// A part of an operation that comes before or after others.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct OpPhase {
+    /// In a few words.
+    pub name: String,
+    /// Done so far.
+    pub done: u64,
+    /// In all, as it looks now.
+    pub total: u64,
+}
+
+/// How fast it goes, over the last minute and the last ten.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct OpSpeed {
+    /// Copied. Unit: bytes per second.
+    pub bytes_per_s: (u64, u64),
+    /// Steps. Unit: steps per hour.
+    pub steps_per_h: (u64, u64),
 }
 
 /// An operation and how it goes.
@@ -306,15 +389,15 @@ pub struct OpView {
     pub done_bytes: u64,
     /// Bytes to be copied in all, as it looks now. Unit: bytes.
     pub total_bytes: u64,
-    /// Copied over the last minute. Unit: bytes per second.
-    pub bytes_per_second: u64,
-    /// Copied over the last ten minutes. Unit: bytes per second.
-    pub bytes_per_second_10m: u64,
+    /// How fast it goes.
+    pub speed: OpSpeed,
+    /// What comes first and what then.
+    pub phases: Vec<OpPhase>,
     /// How much longer it takes, least and most; absent while nothing is known. Unit: s.
     pub eta_s: Option<(u64, u64)>,
     /// What limits it, in a few words.
     pub limited_by: String,
-    /// Steps under way or, in a dry run, first steps.
+    /// Steps under way.
     pub steps: Vec<String>,
     /// What stands in the way.
     pub blocked: Vec<OpBlocker>,

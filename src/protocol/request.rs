@@ -8,6 +8,7 @@ use super::error::WireError;
 use super::id::{ClusterId, Epoch, NodeId, OpId, ReplicaId, RequestId, ShardId};
 use super::key::Position;
 use super::op::{Goal, NodeChange, Op, OpAction, OpView, Pace, Settings};
+use super::operator::{Order, Question, Told};
 use super::parcel::Receipt;
 use super::schema::bundle::{NewSchema, SchemaRecord};
 use super::shard_map::{MapView, NodeInfo, ReplicaDescriptor, ShardDescriptor, ShardSizes};
@@ -249,8 +250,10 @@ pub enum Request {
         protect_p99_us: Option<u64>,
         /// Why, for those who ask later.
         because: String,
-        /// Check and show, change nothing; answered with `Response::Ops`.
-        dry_run: bool,
+        /// The configuration that its plan was made for: refused at any other.
+        at: Option<u64>,
+        /// The operation that this one takes back.
+        undoes: Option<OpId>,
         /// Makes a repeat harmless.
         id: RequestId,
     },
@@ -338,6 +341,8 @@ pub enum Request {
     CreateToken {
         /// How long it is valid. Unit: s.
         ttl_s: u64,
+        /// Whether an operator has to let the host in besides.
+        approve: bool,
     },
     /// Sign a certificate for a host that shows a token; the only request a caller without certificate may make.
     Join {
@@ -351,6 +356,20 @@ pub enum Request {
         address: String,
         /// Its failure domain.
         zone: String,
+    },
+    /// Keys of a shard that were asked for lately, each as often as it was: where its load is.
+    Samples {
+        /// The shard.
+        shard: ShardId,
+    },
+    /// What changes nothing; answered with `Response::Told`.
+    Question(Question),
+    /// What changes the directory; answered with `Response::Told`, `Response::Asked` or `Response::Registered`.
+    Order {
+        /// What.
+        order: Order,
+        /// Makes a repeat harmless.
+        id: RequestId,
     },
     /// Add a node to the directory (made by the node that signed its certificate).
     RegisterNode {
@@ -420,6 +439,16 @@ pub struct Write {
     pub condition: Condition,
     /// What to do.
     pub change: Change,
+}
+
+impl Write {
+    /// The entity's key; a POST's follows from its id.
+    pub fn entity_key(&self) -> String {
+        match self.key.is_empty() {
+            true => self.id.entity_key(),
+            false => self.key.clone(),
+        }
+    }
 }
 
 /// What must hold for a write to take effect.
@@ -538,7 +567,11 @@ pub enum Response {
     },
     /// To `StartOp` and `ControlOp`.
     Op(Box<Op>),
-    /// To `ListOps`, and to a dry run.
+    /// To `Samples`: in order.
+    Samples(Vec<String>),
+    /// To `Question` and `Order`.
+    Told(Box<Told>),
+    /// To `ListOps`.
     Ops(Vec<OpView>),
     /// To `ShowSettings`.
     Settings(Settings),
@@ -645,6 +678,8 @@ pub struct ListItem {
     pub version: u64,
     /// As in [`Entity`].
     pub updated_ms: u64,
+    /// Size of the document. Unit: bytes.
+    pub bytes: u32,
     /// Empty where documents were not asked for.
     pub document: Bytes,
 }
@@ -674,6 +709,8 @@ pub struct NodeStatus {
     pub store_bytes: u64,
     /// Free space where the store lies. Unit: bytes.
     pub disk_free_bytes: u64,
+    /// Size of that disk; 0 where it is not known. Unit: bytes.
+    pub disk_total_bytes: u64,
     /// What is wrong, each a sentence; empty when all is well.
     pub findings: Vec<String>,
 }

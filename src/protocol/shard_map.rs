@@ -7,6 +7,7 @@ use serde::{Deserialize, Serialize};
 use super::id::{Epoch, NodeId, ReplicaId, ShardId};
 use super::key::{KeyRange, Position};
 use super::op::Overlay;
+use super::operator::Policy;
 use super::schema::bundle::SchemaText;
 
 /// What a replica counts for.
@@ -215,6 +216,8 @@ pub struct ShardMap {
     pub services: BTreeMap<String, ServiceInfo>,
     /// Newest schema of each service that has one.
     pub schemas: BTreeMap<String, SchemaText>,
+    /// What the operator has laid down.
+    pub policy: Policy,
 }
 
 /// All or part of a map on its way to somebody.
@@ -232,6 +235,8 @@ pub struct MapView {
     pub services: Vec<ServiceInfo>,
     /// Schemas; of those that the receiver has already, none.
     pub schemas: Vec<SchemaText>,
+    /// What the operator has laid down.
+    pub policy: Policy,
 }
 
 impl ShardMap {
@@ -353,6 +358,7 @@ impl ShardMap {
         }
         if view.version >= self.version {
             self.version = view.version;
+            self.policy.clone_from(&view.policy);
             for node in &view.nodes {
                 self.nodes.insert(node.id, node.clone());
             }
@@ -392,6 +398,7 @@ impl ShardMap {
             nodes: self.nodes.values().cloned().collect(),
             services: self.services.values().cloned().collect(),
             schemas: Vec::new(),
+            policy: self.policy.clone(),
         }
     }
 }

@@ -211,11 +211,12 @@ impl Authority {
     ///
     /// # Panics
     /// If the operating system has no randomness to give.
-    pub fn create_token(&self, ttl: Duration) -> String {
+    pub fn create_token(&self, ttl: Duration, approval: Approval) -> String {
         let expiry = unix_s(SystemTime::now() + ttl.min(TOKEN_TTL_MAX));
         let mut body = [0; 20];
         body[..8].copy_from_slice(&expiry.to_be_bytes());
-        getrandom::fill(&mut body[8..]).expect("the operating system gives randomness");
+        body[8] = approval as u8;
+        getrandom::fill(&mut body[9..]).expect("the operating system gives randomness");
         let tag = hmac::sign(&self.token_key, &body);
         format!(
             "{TOKEN_PREFIX}.{}.{}",
@@ -224,8 +225,8 @@ impl Authority {
         )
     }
 
-    /// Whether a token is this authority's and still valid.
-    pub fn check_token(&self, token: &str) -> Result<(), TokenError> {
+    /// Whether a token is this authority's and still valid, and whether its host has to be let in by a person too.
+    pub fn check_token(&self, token: &str) -> Result<Approval, TokenError> {
         let mut parts = token.split('.');
         let (Some(TOKEN_PREFIX), Some(body), Some(tag), None) =
             (parts.next(), parts.next(), parts.next(), parts.next())
@@ -240,7 +241,11 @@ impl Authority {
         if now > expiry {
             return Err(TokenError::Expired { ago_s: now - expiry });
         }
-        Ok(())
+        match body.get(8) {
+            Some(0) => Ok(Approval::NotNeeded),
+            Some(1) => Ok(Approval::Needed),
+            _ => Err(TokenError::Malformed),
+        }
     }
 
     fn sign(&self, params: &CertificateParams, key: &impl PublicKeyData) -> Result<String, CaError> {
@@ -310,6 +315,15 @@ impl fmt::Display for Pin {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.pad(&base32().encode(&self.0))
     }
+}
+
+/// Whether a person has to let in a host that shows a token.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Approval {
+    /// The token is enough.
+    NotNeeded = 0,
+    /// It waits for `isxctl node approve`.
+    Needed = 1,
 }
 
 /// Why a join token was not accepted. The caller is told only that it was not.
@@ -527,8 +541,10 @@ mod tests {
         let first = Authority::create("dev").expect("made");
         let again = Authority::load(first.certificate_pem(), &first.key_pem()).expect("read");
         assert_eq!(first.pin(), again.pin());
-        let token = first.create_token(Duration::from_secs(60));
-        assert_eq!(again.check_token(&token), Ok(()));
+        let token = first.create_token(Duration::from_secs(60), Approval::NotNeeded);
+        assert_eq!(again.check_token(&token), Ok(Approval::NotNeeded));
+        let token = first.create_token(Duration::from_secs(60), Approval::Needed);
+        assert_eq!(again.check_token(&token), Ok(Approval::Needed));
         let other = Authority::create("dev").expect("made");
         assert_eq!(other.check_token(&token), Err(TokenError::Foreign));
         assert!(matches!(
@@ -540,7 +556,7 @@ mod tests {
     #[test]
     fn tokens_expire_and_can_not_be_changed() {
         let authority = Authority::create("dev").expect("made");
-        let mut token = authority.create_token(Duration::from_secs(60));
+        let mut token = authority.create_token(Duration::from_secs(60), Approval::NotNeeded);
         assert_eq!(authority.check_token("hello"), Err(TokenError::Malformed));
         assert_eq!(authority.check_token("isx1.0.0"), Err(TokenError::Malformed));
         // One character in the expiry.
@@ -556,7 +572,7 @@ mod tests {
         let line = JoinLine {
             endpoints: vec!["n1.example:7401".to_owned(), "[::1]:7402".to_owned()],
             pin: authority.pin(),
-            token: authority.create_token(Duration::from_secs(60)),
+            token: authority.create_token(Duration::from_secs(60), Approval::NotNeeded),
         };
         assert_eq!(line.to_string().parse(), Ok(line.clone()));
         for wrong in [

@@ -9,13 +9,16 @@ use serde::{Deserialize, Serialize};
 
 use super::birth::NewService;
 use super::catalog::{Catalog, CatalogCommand};
+use super::history::{History, told_of_node, told_of_shard};
 use super::ledger::{Ledger, LedgerCommand, LedgerOutcome};
+use super::policy;
 use super::state::{State, StateError};
 use crate::protocol::codec;
 use crate::protocol::error::{Code, WireError};
 use crate::protocol::id::{Epoch, NodeId, OpId, ShardId};
 use crate::protocol::key::{KeyRange, Position, RowKind, row_key};
-use crate::protocol::op::{Goal, Intent, NodeChange, OpState};
+use crate::protocol::op::{Goal, Intent, NodeChange, OpBlocker, OpState};
+use crate::protocol::operator::{Order, ShardMarks};
 use crate::protocol::request::Response;
 use crate::protocol::shard_map::{MapView, Membership, NodeInfo, ServiceInfo, ShardDescriptor, ShardMap, ShardSizes};
 
@@ -67,6 +70,15 @@ pub enum DirectoryCommand {
     CreateService(NewService),
     /// Schemas.
     Catalog(CatalogCommand),
+    /// What an operator ordered.
+    Order {
+        /// What.
+        order: Order,
+        /// Who: the name in a certificate.
+        by: String,
+    },
+    /// Marks of shards that have run out go.
+    ExpireMarks,
     /// How a service's shards are cut and copied.
     SetService {
         /// The service.
@@ -98,11 +110,15 @@ pub struct Directory {
     pub ledger: Ledger,
     /// Versions of schemas.
     pub catalog: Catalog,
+    /// The configuration's epoch and its latest changes.
+    pub history: History,
     pub(super) next_id: u64,
     /// Shards that were learnt since the rows were read, and the version that brought each.
     learnt: BTreeMap<ShardId, u64>,
     /// The version as of which the rows were read.
     loaded: u64,
+    /// The wall clock of the entry that is being applied. Unit: ms since 1970.
+    pub(super) wall_ms: u64,
 }
 
 #[derive(Serialize, Deserialize)]
@@ -127,6 +143,7 @@ impl Directory {
         let mut bad = None;
         let mut ledger = Ledger::default();
         let mut catalog = Catalog::default();
+        let mut history = History::default();
         let range = range();
         state.scan(&range.start.0, &range.end.0, &mut |key, value| {
             let read = match key.get(1) {
@@ -138,7 +155,11 @@ impl Directory {
                 Some(b's') => codec::decode(value).map(|shard| view.shards.push(shard)),
                 Some(b'h') => codec::decode(value).map(|record| catalog.load(record)),
                 Some(b'v') => codec::decode(value).map(|service| view.services.push(service)),
-                Some(&table) => ledger.load(table, value).map(drop),
+                Some(b'e') => history.load(value),
+                Some(&table) => match policy::load(&mut view.policy, table, value) {
+                    Ok(false) => ledger.load(table, value).map(drop),
+                    other => other.map(drop),
+                },
                 None => Ok(()),
             };
             match read {
@@ -160,7 +181,9 @@ impl Directory {
             map,
             ledger,
             catalog,
+            history,
             next_id,
+            wall_ms: 0,
             learnt: BTreeMap::new(),
         })
     }
@@ -183,11 +206,13 @@ impl Directory {
             nodes: self.map.nodes.values().cloned().collect(),
             services: self.map.services.values().cloned().collect(),
             schemas,
+            policy: self.map.policy.clone(),
         }
     }
 
-    /// Does the change; the same on every replica.
-    pub fn apply(&mut self, command: &DirectoryCommand, state: &mut dyn State) -> Response {
+    /// Does the change; the same on every replica. `wall_ms` is the entry's.
+    pub fn apply(&mut self, command: &DirectoryCommand, wall_ms: u64, state: &mut dyn State) -> Response {
+        self.wall_ms = wall_ms;
         if self.next_id == 0 {
             self.next_id = FIRST_ALLOCATED_ID;
         }
@@ -222,15 +247,22 @@ impl Directory {
             DirectoryCommand::Dismiss { node, op, wall_ms } => self.dismiss(*node, *op, *wall_ms, state),
             DirectoryCommand::CreateService(new) => self.create_service(new, state),
             DirectoryCommand::Catalog(command) => self.change_catalog(command, state),
+            DirectoryCommand::Order { order, by } => self.obey(order, by, state),
+            DirectoryCommand::ExpireMarks => {
+                self.expire_marks(state);
+                Response::Asked
+            }
             DirectoryCommand::SetService { name, replicas, sizes } => {
                 let Some(service) = self.map.services.get_mut(name) else {
                     let text = format!("there is no service `{name}`; nothing was changed");
                     return Response::Error(WireError::new(Code::NoService, text));
                 };
-                (service.replicas, service.sizes) = (*replicas, *sizes);
-                let service = service.clone();
-                put(state, b'v', name.as_bytes(), &service);
-                self.changed(state);
+                if (service.replicas, service.sizes) != (*replicas, *sizes) {
+                    (service.replicas, service.sizes) = (*replicas, *sizes);
+                    let service = service.clone();
+                    put(state, b'v', name.as_bytes(), &service);
+                    self.configured(format!("service {name} was set"), state);
+                }
                 Response::Asked
             }
             DirectoryCommand::LearnShards(shards) => {
@@ -264,8 +296,22 @@ impl Directory {
                 }
                 return Response::Registered(other.clone());
             }
+            let is_same = |n: &NodeInfo| (&n.name, &n.address, n.store_id) == (&node.name, &node.address, 0);
+            if self
+                .map
+                .nodes
+                .values()
+                .any(|n| n.membership == Membership::Gone && is_same(n))
+            {
+                // Its host goes on asking with the same token.
+                let text = format!("{} at {} was sent away; nothing was changed", node.name, node.address);
+                return Response::Error(WireError::new(Code::Removed, text));
+            }
             node.id = NodeId(self.map.nodes.keys().next_back().map_or(1, |last| last.0 + 1));
-            node.membership = Membership::Joining;
+            node.membership = match node.membership {
+                Membership::Pending => Membership::Pending,
+                _ => Membership::Joining,
+            };
         } else {
             let Some(known) = self.map.nodes.get(&node.id) else {
                 let text = format!("{} is no member of this cluster; nothing was changed", node.id);
@@ -277,8 +323,12 @@ impl Directory {
             }
             node.name = known.name.clone();
             node.zone = known.zone.clone();
+            if known.membership == Membership::Pending {
+                let text = format!("{} waits to be let in; nothing was changed", known.name);
+                return Response::Error(WireError::new(Code::NodePending, text));
+            }
             node.membership = match known.membership {
-                Membership::Pending | Membership::Joining => Membership::Active,
+                Membership::Joining => Membership::Active,
                 other => other,
             };
             if node == *known {
@@ -292,10 +342,14 @@ impl Directory {
 
     fn change_ledger(&mut self, command: &LedgerCommand, state: &mut dyn State) -> Response {
         // What an operation means for the node it empties goes into the same entry.
-        if let LedgerCommand::Start(op) = command
-            && let Some(error) = self.unknown_node(&op.goal)
-        {
-            return Response::Error(error);
+        if let LedgerCommand::Start { op, at } = command {
+            if let Some(error) = self.unknown_node(&op.goal) {
+                return Response::Error(error);
+            }
+            let is_known = self.ledger.same(&op.goal, op.request).is_some();
+            if let Some(error) = at.and_then(|at| self.stale(at)).filter(|_| !is_known) {
+                return Response::Error(error);
+            }
         }
         let before = self.next_id;
         let states = |ledger: &Ledger, op: OpId| ledger.ops.get(&op).map(|op| op.state);
@@ -312,7 +366,7 @@ impl Directory {
                 // Only what has just begun or ended means something for its node: a late repeat must not undo what an
                 // operator asked for since.
                 let is_news = match command {
-                    LedgerCommand::Start(_) => op.id.0 >= before,
+                    LedgerCommand::Start { .. } => op.id.0 >= before,
                     _ => known != Some(op.state),
                 };
                 if !is_news {
@@ -346,8 +400,31 @@ impl Directory {
         Some(WireError::new(Code::NoSuchNode, text))
     }
 
-    /// Notes at the node what an operation wants of it.
+    /// Why a plan for another configuration is not applied: what has changed since.
+    pub fn stale(&self, at: u64) -> Option<WireError> {
+        let now = self.history.epoch();
+        if at == now {
+            return None;
+        }
+        let text = format!("made for epoch {at}, the cluster is at {now}; nothing was changed");
+        let mut error = WireError::new(Code::StalePlan, text);
+        for change in self.history.since(at).rev().take(STALE_TOLD) {
+            error.blockers.push(OpBlocker {
+                code: format!("epoch {}", change.epoch),
+                object: String::new(),
+                text: change.text.clone(),
+                next: String::new(),
+                since_ms: Some(change.wall_ms),
+            });
+        }
+        Some(error)
+    }
+
+    /// Notes what an operation wants at what it is about.
     fn mark(&mut self, goal: &Goal, state: &mut dyn State) {
+        if let Goal::SetReplicas { of, replicas } = goal {
+            return self.set_replicas(of, *replicas, state);
+        }
         let (node, intent, leaving) = match *goal {
             Goal::Drain {
                 node,
@@ -382,7 +459,7 @@ impl Directory {
         self.update_node(info, state);
     }
 
-    fn update_node(&mut self, info: NodeInfo, state: &mut dyn State) {
+    pub(super) fn update_node(&mut self, info: NodeInfo, state: &mut dyn State) {
         if self.map.nodes.get(&info.id) != Some(&info) {
             self.put_node(info, state);
             self.changed(state);
@@ -478,6 +555,9 @@ impl Directory {
     }
 
     fn put_node(&mut self, node: NodeInfo, state: &mut dyn State) {
+        if let Some(told) = told_of_node(self.map.nodes.get(&node.id), &node) {
+            self.history.add(told, self.wall_ms, state);
+        }
         put(state, b'n', &node.id.0.to_be_bytes(), &node);
         self.map.nodes.insert(node.id, node);
     }
@@ -489,19 +569,35 @@ impl Directory {
         for shard in sorted {
             let mut others = self.map.overlapping(shard);
             others.extend(&shard.absorbed);
+            let known = self.map.shard(shard.id).cloned();
+            let told = told_of_shard(known.as_ref(), shard);
+            // Whose part it is, where it is new.
+            let parent = self.map.find(&shard.range.start).filter(|_| known.is_none()).cloned();
             // Remembered even where it overlaps with an older view of a neighbour: that view is out of date and its
             // leader will report.
             if self.map.learn_shard(shard) {
+                if let Some(told) = told {
+                    self.history.add(told, self.wall_ms, state);
+                }
+                self.inherit_marks(parent.as_ref(), shard, state);
                 put(state, b's', &shard.id.0.to_be_bytes(), shard);
                 self.learnt.insert(shard.id, self.map.version + 1);
                 news = true;
-                for id in others.into_iter().filter(|&id| self.map.absorber(id).is_some()) {
+                others.retain(|&id| self.map.absorber(id).is_some());
+                for id in others {
                     remove(state, b's', &id.0.to_be_bytes());
                     self.learnt.remove(&id);
+                    self.put_marks(id, ShardMarks::default(), state);
                 }
             }
         }
         news
+    }
+
+    /// A change of what a plan is about.
+    pub(super) fn configured(&mut self, text: String, state: &mut dyn State) {
+        self.history.add(text, self.wall_ms, state);
+        self.changed(state);
     }
 
     pub(super) fn changed(&mut self, state: &mut dyn State) {
@@ -522,6 +618,8 @@ impl Directory {
     }
 }
 
+/// What is told of why a plan is stale. Unit: changes.
+const STALE_TOLD: usize = 8;
 /// More would be no labels.
 const LABELS_MAX: usize = 64;
 

@@ -23,7 +23,12 @@ pub const OPS_RUNNING_MAX: usize = 64;
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub enum LedgerCommand {
     /// Begin an operation; its id is given by the directory.
-    Start(Box<Op>),
+    Start {
+        /// The operation.
+        op: Box<Op>,
+        /// The configuration that its plan was made for: not begun at any other.
+        at: Option<u64>,
+    },
     /// Change an operation's state.
     Turn {
         /// Which.
@@ -127,7 +132,7 @@ impl Ledger {
     /// Does the change; the same on every replica. `next_id` gives out ids.
     pub fn apply(&mut self, command: &LedgerCommand, next_id: &mut u64, state: &mut dyn State) -> LedgerOutcome {
         match command {
-            LedgerCommand::Start(op) => self.start(op, next_id, state),
+            LedgerCommand::Start { op, .. } => self.start(op, next_id, state),
             LedgerCommand::Turn {
                 op,
                 state: to,
@@ -151,6 +156,11 @@ impl Ledger {
                 }
                 let known = known.clone();
                 put(state, b'o', &op.0.to_be_bytes(), &known);
+                let undone = known.undoes.filter(|_| *to == OpState::Done);
+                if let Some(undone) = undone.and_then(|id| self.ops.get_mut(&id)) {
+                    undone.state = OpState::Undone;
+                    put(state, b'o', &undone.id.0.to_be_bytes(), undone);
+                }
                 self.drop_old(state);
                 LedgerOutcome::Op(Box::new(known))
             }

@@ -42,8 +42,6 @@ pub const FOLLOW_SNAPSHOT_WITHIN: Span = Span::secs(10);
 pub const PARK_FOR: Span = Span::secs(2);
 /// Requests in hand per node. Unit: requests.
 pub const PENDING_REQUESTS_MAX: usize = 100_000;
-/// Times a request is handed on from node to node.
-pub const HOPS_MAX: u8 = 3;
 /// A checkpoint is made after this long, if anything changed. Each rewrites the pages of all rows that changed: the
 /// longer the rarer, and the longer a restart replays (measured: docs/performance.md).
 pub const CHECKPOINT_EVERY: Span = Span::secs(30);

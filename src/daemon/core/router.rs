@@ -8,6 +8,7 @@ use super::entity::machine::{self, Context};
 use super::entity::{pair, schema};
 use super::limits::*;
 use super::node::{Forwarded, Node, PlantedBug, bad_split, busy, follow, merge, stale_epoch};
+use super::replica::samples::Samples;
 use super::replica::{Read, Replica, Waiter, Waiting, role_name};
 use super::state::{State, StateError};
 use super::time::Time;
@@ -20,6 +21,7 @@ use crate::protocol::key::{self, Position, RowKind};
 use crate::protocol::message::{Message, Principal, Role};
 use crate::protocol::request::*;
 use crate::protocol::shard_map::ReplicaRole;
+use crate::protocol::target::Target;
 use crate::protocol::tentative;
 
 /// Where a request has to go.
@@ -293,34 +295,22 @@ impl Node {
                 None => {
                     let text = format!("no shard is known for {position}; nothing was done");
                     let mut error = WireError::new(Code::NoShard, text);
-                    error.retry_after_ms = 50;
+                    error.retry_after_ms = self.retry_ms();
                     Route::Nowhere(error)
                 }
             }
         };
-        match request {
-            Request::Get { service, key }
-            | Request::ShowRequest { service, key, .. }
-            | Request::ShowPair { service, key, .. }
-            | Request::Operations { service, key }
-            | Request::Children { service, key, .. }
-            | Request::Activities { service, key, .. }
-            | Request::History { service, key } => by_position(&Position::new(service, key)),
-            Request::Write(write) => by_position(&Position::new(&write.service, &write.key)),
-            Request::List { from, .. } | Request::ListActivities { from, .. } | Request::Ledger { from, .. } => {
-                by_position(from)
-            }
-            Request::Changes { ranges, .. } => by_position(&follow::first_of(ranges)),
-            Request::SplitShard { shard, .. }
-            | Request::TransferLeader { shard, .. }
-            | Request::VerifyShard { shard }
-            | Request::ChangeReplicas { shard, .. }
-            | Request::FreezeShard { shard, .. }
-            | Request::ThawShard { shard, .. }
-            | Request::BumpEpoch { shard, .. }
-            | Request::MergeShards { left: shard, .. } => self.route_to(*shard),
-            _ => self.route_to(DIRECTORY_SHARD),
+        match request.target() {
+            Target::Position(position) => by_position(&position),
+            Target::Shard(shard) => self.route_to(shard),
+            // Answered before it comes here.
+            Target::Any => self.route_to(DIRECTORY_SHARD),
         }
+    }
+
+    /// When to try again what could not be done for want of a leader or a map.
+    fn retry_ms(&self) -> u32 {
+        self.map.policy.router.retry_ms as u32
     }
 
     /// The initialized replica on this node whose range holds `position`.
@@ -380,7 +370,7 @@ impl Node {
             }
             None => {
                 let mut error = WireError::new(Code::NoLeader, format!("{shard} has no leader; nothing was done"));
-                error.retry_after_ms = 20;
+                error.retry_after_ms = self.retry_ms();
                 Route::Nowhere(error)
             }
         }
@@ -395,7 +385,7 @@ impl Node {
         hops: u8,
         effects: &mut Effects,
     ) {
-        let refusal = if hops >= HOPS_MAX {
+        let refusal = if hops >= self.map.policy.router.hops {
             Some(WireError::new(
                 Code::TooManyHops,
                 format!("handed on {hops} times; nothing was done"),
@@ -409,7 +399,7 @@ impl Node {
             None
         };
         if let Some(mut error) = refusal {
-            error.retry_after_ms = 20;
+            error.retry_after_ms = self.retry_ms();
             return self.reply(waiting, Response::Error(error), None, None, effects);
         }
         *self.counters.entry("forwarded").or_default() += 1;
@@ -448,7 +438,7 @@ impl Node {
                 Code::Busy,
                 format!("{shard} has {pending} requests in hand; nothing was done"),
             );
-            error.retry_after_ms = 50;
+            error.retry_after_ms = self.retry_ms();
             return self.reply(waiting, Response::Error(error), None, None, effects);
         }
         if let Some(error) = self.refuses(shard) {
@@ -459,7 +449,17 @@ impl Node {
         let Some(replica) = self.replicas.get_mut(&shard) else {
             return;
         };
+        if Samples::wants(replica.served)
+            && matches!(request, Request::Get { .. } | Request::Write(_))
+            && let Target::Position(position) = request.target()
+        {
+            replica.samples.note(position);
+        }
         let refusal = match request {
+            Request::Samples { .. } => {
+                let keys = replica.samples.keys(&replica.shard.range);
+                return self.reply(waiting, Response::Samples(keys), None, None, effects);
+            }
             Request::Get { .. }
             | Request::List { .. }
             | Request::ShowRequest { .. }
@@ -857,6 +857,7 @@ impl Node {
                 .collect(),
             store_bytes: self.store_bytes,
             disk_free_bytes: self.disk_free,
+            disk_total_bytes: self.disk_total,
             findings,
         }
     }
@@ -917,6 +918,7 @@ fn list(
             next = Some(position.clone());
             return ControlFlow::Break(());
         }
+        let size = entity.document.len() as u32;
         let document = if documents {
             entity.document
         } else {
@@ -927,6 +929,7 @@ fn list(
             key: key.to_owned(),
             version: entity.version,
             updated_ms: entity.updated_ms,
+            bytes: size,
             document,
         });
         ControlFlow::Continue(())
@@ -949,8 +952,8 @@ fn allowed(principal: &Principal, request: &Request) -> Result<(), WireError> {
             Role::Viewer
         }
         Request::Operations { .. } | Request::Ledger { .. } => Role::Viewer,
-        Request::ShowSchemas { .. } => Role::Viewer,
         Request::Activities { .. } | Request::ListActivities { .. } => Role::Viewer,
+        Request::ShowSchemas { .. } | Request::Samples { .. } | Request::Question(_) => Role::Viewer,
         Request::ListOps { .. }
         | Request::ShowSettings
         | Request::MayStop { .. }
@@ -983,6 +986,7 @@ fn allowed(principal: &Principal, request: &Request) -> Result<(), WireError> {
         | Request::SetService { .. }
         | Request::SetSchemas { .. }
         | Request::CreateService { .. }
+        | Request::Order { .. }
         | Request::RegisterNode { .. } => Role::Admin,
     };
     if principal.role >= needs {
@@ -1010,6 +1014,8 @@ fn is_for_operator(request: &Request) -> bool {
             | Request::ShowSchemas { .. }
             | Request::SetSchemas { .. }
             | Request::CreateService { .. }
+            | Request::Question(_)
+            | Request::Order { .. }
     )
 }
 
@@ -1023,13 +1029,14 @@ fn request_id(request: &Request) -> Option<RequestId> {
         | Request::MergeShards { id, .. }
         | Request::ThawShard { id, .. }
         | Request::BumpEpoch { id, .. }
-        | Request::StartOp { id, dry_run: false, .. }
+        | Request::StartOp { id, .. }
         | Request::ControlOp { id, .. }
         | Request::ChangeNode { id, .. }
         | Request::SetSettings { id, .. }
         | Request::SetService { id, .. }
         | Request::SetSchemas { id, dry_run: false, .. }
         | Request::CreateService { id, dry_run: false, .. }
+        | Request::Order { id, .. }
         | Request::AllocateIds { id, .. }
         | Request::RegisterNode { id, .. } => Some(*id),
         _ => None,

@@ -11,7 +11,7 @@ use super::limits::{CLOSE_SESSIONS_AFTER, TICK};
 use super::node::{Hibernation, Node, NodeConfig, PlantedBug, ServiceConfig};
 use super::state::{Recovered, State, StateError};
 use super::time::{Clock, Span, Time};
-use crate::protocol::error::Code;
+use crate::protocol::error::{Code, WireError};
 use crate::protocol::id::{ClusterId, NodeId, RequestId, ShardId};
 use crate::protocol::key::Position;
 use crate::protocol::message::{Principal, Role};
@@ -54,8 +54,15 @@ struct Cluster {
     answers: Vec<(u64, Response)>,
 }
 
+mod operator;
+
 impl Cluster {
     fn new(count: u64) -> Self {
+        Self::with(count, false)
+    }
+
+    /// `conducts`: the directory's leader carries out operations.
+    fn with(count: u64, conducts: bool) -> Self {
         let founders: Vec<NodeInfo> = (1..=count)
             .map(|id| NodeInfo {
                 id: NodeId(id),
@@ -90,7 +97,7 @@ impl Cluster {
                     replicas: 3,
                     cuts: Vec::new(),
                 }],
-                conducts: false,
+                conducts,
                 log_tail_entries: super::limits::LOG_TAIL_ENTRIES_MAX,
                 checkpoint_every: Span::secs(5),
                 hibernation: Hibernation::NEVER,

@@ -96,8 +96,8 @@ pub enum EnrollError {
     System(#[from] io::Error),
 }
 
-/// Joins the cluster of a join line.
-pub fn enroll(line: &str, enrolment: &Enrolment) -> Result<Enrolled, EnrollError> {
+/// Joins the cluster of a join line; where a person has to say yes, waits for it. `waits` is told why, once.
+pub fn enroll(line: &str, enrolment: &Enrolment, waits: &mut dyn FnMut(&str)) -> Result<Enrolled, EnrollError> {
     let line: JoinLine = line.parse()?;
     let dir = &enrolment.dir;
     let config = dir.join("isxd.toml");
@@ -117,7 +117,20 @@ pub fn enroll(line: &str, enrolment: &Enrolment) -> Result<Enrolled, EnrollError
         request
     };
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    let joined = runtime.block_on(ask_all(&line, enrolment, &request))?;
+    let joined = runtime.block_on(async {
+        let mut is_told = false;
+        loop {
+            match ask_all(&line, enrolment, &request).await {
+                Err(EnrollError::Refused { source, .. }) if source.code == Code::NodePending => {
+                    if !std::mem::replace(&mut is_told, true) {
+                        waits(&source.text);
+                    }
+                    tokio::time::sleep(Duration::from_millis(u64::from(source.retry_after_ms).max(200))).await;
+                }
+                ended => return ended,
+            }
+        }
+    })?;
     if Pin::of_pem(&joined.ca_pem)? != line.pin {
         return Err(EnrollError::NotIt("its authority is another one".to_owned()));
     }

@@ -14,7 +14,7 @@ use crate::protocol::id::{ClusterId, NodeId, RequestId};
 use crate::protocol::message::{Principal, Role};
 use crate::protocol::request::{Joined, Request, Response};
 use crate::protocol::shard_map::{Membership, NodeInfo, ShardMap};
-use crate::security::ca::Authority;
+use crate::security::ca::{Approval, Authority};
 
 /// The session of requests that the shell makes itself.
 pub(super) const INTERNAL: SessionId = SessionId(0);
@@ -59,7 +59,9 @@ impl Joins {
     /// Looks whether a request is about joining.
     pub(super) fn intercept(&mut self, session: &Arc<Session>, tag: u64, request: Request) -> Intercepted {
         match request {
-            Request::CreateToken { ttl_s } => Intercepted::Answer(self.create_token(&session.principal, ttl_s)),
+            Request::CreateToken { ttl_s, approve } => {
+                Intercepted::Answer(self.create_token(&session.principal, ttl_s, approve))
+            }
             Request::Join {
                 token,
                 csr_pem,
@@ -67,9 +69,11 @@ impl Joins {
                 address,
                 zone,
             } => {
-                if let Err(error) = self.check(&token, &session.principal) {
-                    return Intercepted::Answer(Response::Error(error));
-                }
+                let membership = match self.check(&token, &session.principal) {
+                    Err(error) => return Intercepted::Answer(Response::Error(error)),
+                    Ok(Approval::NotNeeded) => Membership::Joining,
+                    Ok(Approval::Needed) => Membership::Pending,
+                };
                 let own_tag = self.next_tag;
                 self.next_tag += 1;
                 // The same host that asks again with the same key means the same node.
@@ -86,7 +90,7 @@ impl Joins {
                     name,
                     address,
                     zone,
-                    membership: Membership::Joining,
+                    membership,
                     store_id: 0,
                     version: String::new(),
                     overlay: Default::default(),
@@ -123,13 +127,26 @@ impl Joins {
     ) -> Option<(SessionId, u64, Response)> {
         let waiting = self.waiting.remove(&tag)?;
         let response = match response {
+            // No certificate before somebody says yes: without one it can talk to nobody.
+            Response::Registered(node) if node.membership == Membership::Pending => {
+                tracing::info!(name = node.name, address = node.address, "a host asks to be let in");
+                let text = format!(
+                    "{} ({}) waits to be let in: isxctl node approve {}",
+                    node.name, node.id, node.name
+                );
+                Response::Error(WireError {
+                    retry_after_ms: 1_000,
+                    ..WireError::new(Code::NodePending, text)
+                })
+            }
             Response::Registered(node) => self.certify(node, &waiting.csr_pem, map),
             other => other,
         };
         Some((waiting.session, waiting.tag, response))
     }
 
-    fn create_token(&self, principal: &Principal, ttl_s: u64) -> Response {
+    fn create_token(&self, principal: &Principal, ttl_s: u64, approve: bool) -> Response {
+        let approval = if approve { Approval::Needed } else { Approval::NotNeeded };
         if principal.role < Role::Admin {
             let text = format!("making join tokens takes role admin; `{}` has less", principal.name);
             return Response::Error(WireError::new(Code::Forbidden, text));
@@ -137,12 +154,12 @@ impl Joins {
         match &self.authority {
             None => Response::Error(keyless()),
             Some(authority) => Response::Token {
-                token: authority.create_token(Duration::from_secs(ttl_s)),
+                token: authority.create_token(Duration::from_secs(ttl_s), approval),
             },
         }
     }
 
-    fn check(&self, token: &str, principal: &Principal) -> Result<(), WireError> {
+    fn check(&self, token: &str, principal: &Principal) -> Result<Approval, WireError> {
         let authority = self.authority.as_ref().ok_or_else(keyless)?;
         authority.check_token(token).map_err(|error| {
             tracing::warn!(name = principal.name, "a join token was refused: {error}");

@@ -192,7 +192,8 @@ impl Peers {
         let mut known = self.lock();
         for node in nodes.filter(|node| node.id != self.me) {
             let peer = known.entry(node.id).or_default();
-            peer.gone = node.membership == Membership::Gone;
+            // One that waits to be let in is nobody yet.
+            peer.gone = matches!(node.membership, Membership::Gone | Membership::Pending);
             if peer.address != node.address {
                 peer.address.clone_from(&node.address);
                 peer.changed.notify_one();

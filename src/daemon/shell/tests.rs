@@ -555,11 +555,23 @@ fn a_host_joins_with_a_token_and_not_without() {
         let mut viewer = Caller::dial(cluster.address(1), cluster.client(Role::Writer), &cluster.hello())
             .await
             .expect("welcome");
-        let Response::Error(error) = viewer.ask(Request::CreateToken { ttl_s: 60 }).await else {
+        let Response::Error(error) = viewer
+            .ask(Request::CreateToken {
+                ttl_s: 60,
+                approve: false,
+            })
+            .await
+        else {
             panic!("a writer made a token");
         };
         assert_eq!(error.code, Code::Forbidden);
-        let Response::Token { token } = admin.ask(Request::CreateToken { ttl_s: 60 }).await else {
+        let Response::Token { token } = admin
+            .ask(Request::CreateToken {
+                ttl_s: 60,
+                approve: false,
+            })
+            .await
+        else {
             panic!("no token");
         };
 
@@ -581,7 +593,7 @@ fn a_host_joins_with_a_token_and_not_without() {
             dir: home.path().join(dir),
         };
         let join = async |line: String, enrolment: Enrolment| {
-            let joining = tokio::task::spawn_blocking(move || enroll(&line, &enrolment));
+            let joining = tokio::task::spawn_blocking(move || enroll(&line, &enrolment, &mut |_| {}));
             joining.await.expect("no panic")
         };
         let forged = format!("{}0", &token[..token.len() - 1]);

@@ -2,7 +2,8 @@
 //! half way, as an operator's tool or a placement driver would. Whoever cleans up later must be able to.
 use crate::protocol::error::Code;
 use crate::protocol::id::{DIRECTORY_SHARD, NodeId, ReplicaId, RequestId, ShardId};
-use crate::protocol::op::{Goal, NodeChange, Settings};
+use crate::protocol::op::{Goal, NodeChange, Scope, Settings};
+use crate::protocol::operator::{MarkChange, Order, Pin, PlacementRule, RouterSettings};
 use crate::protocol::request::{ReplicaChange, Request, Response};
 use crate::protocol::shard_map::{ReplicaRole, ShardDescriptor, ShardMap};
 
@@ -123,7 +124,25 @@ fn choose_op(
     id: RequestId,
 ) -> Request {
     let node = nodes[rng.usize(..nodes.len())];
-    let goal = match rng.u32(..10) {
+    let goal = match rng.u32(..14) {
+        10 => return order(rng, shard, nodes, id),
+        11 => Goal::Split {
+            shard: shard.id,
+            at: cuts(rng, shard),
+        },
+        12 => Goal::SetReplicas {
+            of: match rng.bool() {
+                true => Scope::Shard(shard.id),
+                false => Scope::Service(shard.range.service().to_owned()),
+            },
+            replicas: [None, Some(1), Some(3), Some(3), Some(5)][rng.usize(..5)],
+        },
+        13 => Goal::Scatter {
+            service: shard.range.service().to_owned(),
+            bytes: rng.bool(),
+            leaders: true,
+            load: rng.bool(),
+        },
         0..=1 => Goal::Drain {
             node,
             everything: rng.bool(),
@@ -161,9 +180,58 @@ fn choose_op(
         pace: None,
         protect_p99_us: None,
         because: String::new(),
-        dry_run: false,
+        // A plan of long ago.
+        at: (rng.u32(..8) == 0).then_some(1),
+        undoes: None,
         id,
     }
+}
+
+/// A few keys inside a shard, in order.
+fn cuts(rng: &mut fastrand::Rng, shard: &ShardDescriptor) -> Vec<String> {
+    let (_, start) = shard.range.start.parts();
+    let start = start.unwrap_or_default();
+    let mut keys: Vec<String> = (0..rng.usize(1..3))
+        .map(|_| format!("{start}{}", rng.lowercase()))
+        .collect();
+    keys.sort();
+    keys.dedup();
+    keys
+}
+
+/// Something that is laid down.
+fn order(rng: &mut fastrand::Rng, shard: &ShardDescriptor, nodes: &[NodeId], id: RequestId) -> Request {
+    let order = match rng.u32(..5) {
+        0 => Order::SetRouter(RouterSettings {
+            hops: rng.u8(1..5),
+            retry_ms: rng.u64(1..200),
+            ..RouterSettings::default()
+        }),
+        1..=2 => Order::Mark {
+            shard: shard.id,
+            change: match rng.u32(..4) {
+                0 => MarkChange::Unpin,
+                1 => MarkChange::Sticky(0),
+                _ => MarkChange::Pin(Pin {
+                    node: nodes[rng.usize(..nodes.len())],
+                    // Wall clocks jump in here: some pins are over at once, some last.
+                    until_ms: rng.u64(..4_000_000_000_000),
+                }),
+            },
+        },
+        3 => Order::RemoveRule("r".to_owned()),
+        _ => Order::SetRule {
+            rule: PlacementRule {
+                name: "r".to_owned(),
+                service: rng.bool().then(|| shard.range.service().to_owned()),
+                replicas: [None, Some(3), Some(5)][rng.usize(..3)],
+                zones: rng.u32(..3),
+                ..PlacementRule::default()
+            },
+            unmet: rng.bool(),
+        },
+    };
+    Request::Order { order, id }
 }
 
 fn choose_merge(rng: &mut fastrand::Rng, shards: &[&ShardDescriptor], id: RequestId) -> Option<(Step, Request)> {
@@ -319,6 +387,11 @@ impl Step {
                 | Code::OpIsOver
                 | Code::UnsafeOp
                 | Code::NoSuchNode
+                | Code::NoService
+                | Code::BadRequest
+                | Code::BadSplit
+                | Code::StalePlan
+                | Code::NoSuchRule
         )
     }
 }
@@ -330,18 +403,4 @@ fn bump(right: &ShardDescriptor, id: RequestId) -> Option<Request> {
         epoch: frozen.left_epoch,
         id,
     })
-}
-
-/// The shard that a step's request goes to.
-pub fn shard_of(request: &Request) -> Option<ShardId> {
-    match request {
-        Request::SplitShard { shard, .. }
-        | Request::TransferLeader { shard, .. }
-        | Request::ChangeReplicas { shard, .. }
-        | Request::FreezeShard { shard, .. }
-        | Request::ThawShard { shard, .. }
-        | Request::BumpEpoch { shard, .. }
-        | Request::MergeShards { left: shard, .. } => Some(*shard),
-        _ => None,
-    }
 }

@@ -7,7 +7,7 @@ use bytes::Bytes;
 
 use super::check::{Asked, Once, Outcome, Property, Record, Violation};
 use super::lin::{Moment, What};
-use super::operator::{Step, choose, choose_thaw, shard_of};
+use super::operator::{Step, choose, choose_thaw};
 use super::watch::Watcher;
 use crate::daemon::core::entity::effects::Relay;
 use crate::daemon::core::time::{Span, Time};
@@ -18,6 +18,7 @@ use crate::protocol::key::Position;
 use crate::protocol::message::{Principal, Role};
 use crate::protocol::request::{Change, Condition, ListItem, Request, Response, RouteHint, Write, Written};
 use crate::protocol::shard_map::{ShardDescriptor, ShardMap};
+use crate::protocol::target::Target;
 
 mod budget;
 pub use budget::{BUDGET_MAX, HOLDERS};
@@ -509,6 +510,7 @@ impl Client {
                 answer @ (Response::Shard(_)
                 | Response::Ids { .. }
                 | Response::Op(_)
+                | Response::Told(_)
                 | Response::Registered(_)
                 | Response::Asked),
             ) => {
@@ -1048,10 +1050,10 @@ impl Client {
         if !self.uses_map || self.rng.u32(..20) == 0 || tries % 3 == 2 {
             return any;
         }
-        let position = position_of(request);
-        let shard = match request {
-            _ if shard_of(request).is_some() => shard_of(request).and_then(|shard| self.map.shard(shard)),
-            _ => position.as_ref().and_then(|position| self.map.find(position)),
+        let shard = match request.target() {
+            Target::Position(position) => self.map.find(&position),
+            Target::Shard(shard) => self.map.shard(shard),
+            Target::Any => None,
         };
         let Some(shard) = shard else { return any };
         match self.map.leader(shard.id) {

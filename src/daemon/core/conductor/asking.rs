@@ -42,23 +42,26 @@ impl Node {
                     self.conductor.trouble.remove(&asked.shard);
                 }
                 (AskedKind::Split, response) => self.split_answered(asked.shard, response),
-                (AskedKind::Task, Response::Error(error)) => {
-                    let trouble = self.conductor.trouble.entry(asked.shard).or_insert(Trouble {
-                        at: now,
-                        first: now,
-                        code: String::new(),
-                        text: String::new(),
-                    });
-                    trouble.at = now;
-                    trouble.code = error.code.to_string();
-                    trouble.text = error.text;
-                }
+                (AskedKind::Task, Response::Error(error)) => self.note_trouble(asked.shard, error),
                 (AskedKind::Task, _) => {
                     self.conductor.trouble.remove(&asked.shard);
                 }
             }
         }
         self.conductor.asked.retain(|_, asked| asked.until > now);
+    }
+
+    pub(super) fn note_trouble(&mut self, shard: ShardId, error: WireError) {
+        let now = self.clock.now;
+        let trouble = self.conductor.trouble.entry(shard).or_insert(Trouble {
+            at: now,
+            first: now,
+            code: String::new(),
+            text: String::new(),
+        });
+        trouble.at = now;
+        trouble.code = error.code.to_string();
+        trouble.text = error.text;
     }
 
     pub(super) fn ledger(&mut self, command: LedgerCommand) {

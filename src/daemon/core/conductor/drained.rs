@@ -2,6 +2,14 @@
 use super::*;
 
 impl Node {
+    /// What was laid down for a time ends by itself.
+    pub(super) fn expire_marks(&mut self) {
+        let wall_ms = self.clock.wall_ms;
+        if self.map.policy.marks.values().any(|marks| marks.at(wall_ms) != *marks) {
+            self.propose_own(EXPIRY_TOPIC, DirectoryCommand::ExpireMarks);
+        }
+    }
+
     /// Leaders leave drained nodes, and do not come back; and transfers that the planner wants.
     pub(super) fn hand_over_drained(&mut self, state: &mut dyn State, effects: &mut Effects) {
         let now = self.clock.now;
@@ -52,6 +60,7 @@ impl Node {
                 }
             }
         }
+        transfers.extend(self.pinned_elsewhere(&drained));
         for (shard, to) in transfers {
             self.conductor.handed_over.insert(shard, now);
             let waiting = Waiting {
@@ -73,4 +82,29 @@ impl Node {
             );
         }
     }
+
+    /// Shards that somebody else leads than the node they are pinned to, which could.
+    fn pinned_elsewhere(&self, drained: &BTreeSet<NodeId>) -> Vec<(ShardId, NodeId)> {
+        let now = self.clock.now;
+        let mut transfers = Vec::new();
+        for (&id, marks) in &self.map.policy.marks {
+            let Some(pin) = marks.at(self.clock.wall_ms).pin else {
+                continue;
+            };
+            let Some((_, leader)) = self.map.leader(id).filter(|(_, leader)| *leader != pin.node) else {
+                continue;
+            };
+            let asked = self.conductor.handed_over.get(&id);
+            let copy = self.map.shard(id).and_then(|shard| shard.replica_on(pin.node));
+            let votes = copy.is_some_and(|copy| copy.role == ReplicaRole::Voter);
+            let may_lead = votes && self.is_up(pin.node) && self.is_up(leader) && !drained.contains(&pin.node);
+            if may_lead && asked.is_none_or(|&at| now.since(at) >= HAND_OVER_EVERY) {
+                transfers.push((id, pin.node));
+            }
+        }
+        transfers
+    }
 }
+
+/// Apart from the topics of nodes and of shards.
+const EXPIRY_TOPIC: u64 = 1 << 50;

@@ -33,6 +33,40 @@ impl Node {
                 }
             }
             Goal::RemoveReplica { .. } | Goal::Merge { .. } => (u64::from(!self.is_reached(goal)), 0),
+            Goal::Scatter { .. } => {
+                let ledger = self.directory.as_ref().map(|directory| &directory.ledger);
+                let op = ledger.and_then(|ledger| ledger.open().find(|op| op.goal == *goal));
+                let left = op.and_then(|op| self.conductor.scatter_left.get(&op.id).copied());
+                (left.unwrap_or(1), 0)
+            }
+            Goal::Split { shard, ref at } => {
+                let service = self.map.shard(shard).map(|shard| shard.range.service().to_owned());
+                let is_cut = |key: &&String| {
+                    let cut = Position::new(service.as_deref().unwrap_or_default(), key);
+                    self.map.find(&cut).is_some_and(|shard| shard.range.start == cut)
+                };
+                (at.iter().filter(|key| !is_cut(key)).count() as u64, 0)
+            }
+            Goal::SetReplicas { ref of, replicas } => {
+                let shards = self.map.shards().filter(|shard| self.is_within(shard.id, of));
+                shards.fold((0, 0), |(count, sum), shard| {
+                    // What is asked for is laid down only when the operation begins.
+                    let wanted = match (of, replicas, self.map.policy.replicas_of(shard)) {
+                        (Scope::Shard(_), Some(replicas), _) | (Scope::Service(_), Some(replicas), None) => {
+                            replicas as usize
+                        }
+                        _ => self.replicas_wanted(shard),
+                    };
+                    let voters = shard.replicas.iter().filter(|r| r.role == ReplicaRole::Voter).count();
+                    let missing = wanted.saturating_sub(voters) as u64;
+                    let excess = shard.replicas.len().saturating_sub(wanted) as u64;
+                    let unsettled = u64::from(shard.is_joint());
+                    (
+                        count + (missing + excess).max(unsettled),
+                        sum + missing * bytes(shard.id),
+                    )
+                })
+            }
         }
     }
 
@@ -93,9 +127,14 @@ impl Node {
                 Goal::Merge { left, right } if gone(left).is_some() && gone(right).is_none() => {
                     ends.push((op.id, OpState::Failed, format!("{left} is no more")));
                 }
-                Goal::Move { shard, .. } | Goal::AddReplica { shard, .. } | Goal::RemoveReplica { shard, .. }
-                    if gone(shard).is_some() =>
-                {
+                Goal::Move { shard, .. }
+                | Goal::AddReplica { shard, .. }
+                | Goal::RemoveReplica { shard, .. }
+                | Goal::Split { shard, .. }
+                | Goal::SetReplicas {
+                    of: Scope::Shard(shard),
+                    ..
+                } if gone(shard).is_some() => {
                     ends.push((op.id, OpState::Failed, format!("{shard} was absorbed")));
                 }
                 Goal::Rebalance
@@ -103,6 +142,9 @@ impl Node {
                 | Goal::AddReplica { .. }
                 | Goal::RemoveReplica { .. }
                 | Goal::Merge { .. }
+                | Goal::Split { .. }
+                | Goal::SetReplicas { .. }
+                | Goal::Scatter { .. }
                     if self.is_reached(&op.goal) =>
                 {
                     ends.push((op.id, OpState::Done, "as asked".to_owned()));

@@ -16,7 +16,7 @@ use crate::daemon::core::node::Node;
 use crate::daemon::core::placement::plan::{self, Goals, Limits, Step, StepKind, Why};
 use crate::daemon::core::placement::rules::Rule;
 use crate::daemon::core::placement::view::{
-    ClusterView, Health, Moved, NodeView, RecentMove, ReplicaView, ServiceView, Settings as PlanSettings, ShardView,
+    ClusterView, Health, Moved, NodeView, RecentMove, ReplicaView, ServiceView, ShardView,
 };
 use crate::daemon::core::placement::{check, plan::Blocker};
 use crate::daemon::core::replica::{Waiter, Waiting};
@@ -27,18 +27,24 @@ use crate::protocol::id::{DIRECTORY_SHARD, Epoch, NodeId, OpId, ReplicaId, Reque
 use crate::protocol::key::Position;
 use crate::protocol::message::{Load, Principal, Role, ShardLoad};
 use crate::protocol::op::*;
+use crate::protocol::operator::*;
 use crate::protocol::request::{ReplicaChange, Request, Response};
-use crate::protocol::shard_map::{Membership, ReplicaDescriptor, ReplicaRole, ShardDescriptor};
+use crate::protocol::shard_map::{Membership, ReplicaDescriptor, ReplicaRole, ShardDescriptor, ShardSizes};
 
 mod asking;
 mod curing;
 mod drained;
 mod ending;
+mod orders;
 mod planning;
+mod plans;
 mod progress;
 mod questions;
 mod splitting;
 mod tasks;
+
+use planning::{Assumed, scattered};
+use progress::Meter;
 
 /// What the directory's leader remembers between two rounds; none of it matters to safety.
 #[derive(Debug, Default)]
@@ -68,13 +74,15 @@ pub(in crate::daemon::core) struct Conductor {
     since: Option<Time>,
     last_round: Time,
     last_plan: Time,
+    last_measured: Time,
     recent: VecDeque<RecentMove>,
     meters: BTreeMap<OpId, Meter>,
-    last_metered: Time,
     /// How far each task's copy has come: what was copied once counts until the task is done. Unit: bytes.
     copied: BTreeMap<(ShardId, NodeId), u64>,
     /// Steps that the planner still sees for spreading.
     spread_left: u64,
+    /// The same for each scatter.
+    scatter_left: BTreeMap<OpId, u64>,
     splitting: BTreeMap<ShardId, Splitting>,
     /// When each shard was last looked at for a place to cut: what can't be cut must not be read over and over.
     split_tried: BTreeMap<ShardId, Time>,
@@ -122,12 +130,6 @@ struct PlannedFrom {
     up: Vec<NodeId>,
 }
 
-/// How many bytes were done at which time.
-#[derive(Debug, Default)]
-struct Meter {
-    samples: VecDeque<(Time, u64)>,
-}
-
 /// A shard whose middle is looked for.
 #[derive(Debug)]
 struct Splitting {
@@ -137,6 +139,8 @@ struct Splitting {
     from: Position,
     at: Option<Position>,
     child: Option<ShardId>,
+    /// Where its requests go decides, as long as that is not known to be no help.
+    by_load: bool,
 }
 
 impl Node {
@@ -200,15 +204,16 @@ impl Node {
             return;
         }
         self.smooth_loads();
-        self.meter_ops();
         self.take_answers();
         self.tend_tasks(state, effects);
         self.tend_splits(state, effects);
         self.remove_strays(state, effects);
         self.give_up_quarantined(state, effects);
         self.hand_over_drained(state, effects);
+        self.expire_marks();
         self.plan_round();
         self.end_reached();
+        self.measure();
     }
 
     fn smooth_loads(&mut self) {
@@ -255,30 +260,6 @@ enum Next {
     End,
 }
 
-impl Meter {
-    /// Takes in how much is done.
-    fn add(&mut self, now: Time, done: u64) {
-        self.samples.push_back((now, done));
-        let is_old = |sample: Option<&(Time, u64)>| sample.is_some_and(|(at, _)| now.since(*at) > TEN_MINUTES);
-        while self.samples.len() > 2 && is_old(self.samples.front()) {
-            self.samples.pop_front();
-        }
-    }
-
-    /// How much was done per second over the last while.
-    fn rate(&self, over: Span) -> u64 {
-        let Some(&(now, done)) = self.samples.back() else {
-            return 0;
-        };
-        let first = self.samples.partition_point(|(at, _)| now.since(*at) > over);
-        let Some(&(at, before)) = self.samples.get(first) else {
-            return 0;
-        };
-        let ms = now.since(at).as_millis();
-        (done.saturating_sub(before) * 1000).checked_div(ms).unwrap_or(0)
-    }
-}
-
 /// The step that brings the right shard's copies to where the left one's are; none where they are.
 fn align(left: &ShardDescriptor, right: &ShardDescriptor) -> Result<Option<(NodeId, NodeId)>, String> {
     let nodes = |shard: &ShardDescriptor| shard.replicas.iter().map(|r| r.node).collect::<BTreeSet<_>>();
@@ -308,6 +289,7 @@ fn told(blocker: &Blocker) -> OpBlocker {
         object: blocker.object.clone(),
         text: blocker.text.clone(),
         next: blocker.next.join("\n"),
+        since_ms: None,
     }
 }
 
@@ -339,8 +321,6 @@ fn check_settings(settings: &Settings) -> Result<(), String> {
     within("cooldown (ms)", settings.cooldown_ms, 0, 30 * 86_400_000)
 }
 
-const MINUTE: Span = Span::secs(60);
-const TEN_MINUTES: Span = Span::secs(600);
 /// A round is short, and nothing waits for it but operations.
 const ROUND_EVERY: Span = Span::millis(50);
 const PLAN_EVERY: Span = Span::millis(200);
@@ -371,9 +351,13 @@ const HAND_OVERS_AT_ONCE: usize = 32;
 const TELL_TROUBLE_AFTER: Span = Span::secs(2);
 /// Unit: moves.
 const RECENT_MAX: usize = 4_096;
+/// A smaller shard is not worth a Raft group. Unit: bytes.
+const SPLIT_BYTES_MIN: u64 = 64 << 10;
 /// Unit: characters.
 const BECAUSE_MAX: usize = 500;
 /// Unit: steps.
 const STEPS_SHOWN: usize = 20;
+/// Fewer sampled requests say nothing of where the load is. Unit: requests.
+const SAMPLES_MIN: usize = 32;
 /// Entities looked at in one go when the middle of a shard is looked for.
 const SPLIT_PAGE: u32 = 5_000;

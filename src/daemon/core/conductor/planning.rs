@@ -26,7 +26,16 @@ impl Node {
 
     /// The cluster as this node sees it; `emptied` is a node that the question is about.
     pub(in crate::daemon::core) fn cluster_view(&self, emptied: Option<NodeId>) -> ClusterView {
+        self.view_assuming(&Assumed {
+            emptied,
+            ..Assumed::default()
+        })
+    }
+
+    /// The cluster as this node sees it, but for what is assumed.
+    pub(super) fn view_assuming(&self, assumed: &Assumed<'_>) -> ClusterView {
         let now = self.clock.now;
+        let emptied = assumed.emptied;
         let mut view = ClusterView {
             version: self.map.version,
             now_ms: now.since(Time(0)).as_millis(),
@@ -35,14 +44,12 @@ impl Node {
         };
         let Some(directory) = &self.directory else { return view };
         let ledger = &directory.ledger;
+        let policy = assumed.policy.unwrap_or(&directory.map.policy);
         let settings = &ledger.settings;
         let pace = ledger.open().map(|op| op.pace).max().unwrap_or(settings.pace);
-        view.settings = PlanSettings {
-            heal_after_ms: settings.heal_after_ms,
-            disk_limit_percent: settings.disk_limit_percent,
-            hysteresis_percent: settings.hysteresis_percent,
-            cooldown_ms: settings.cooldown_ms,
+        view.settings = Settings {
             pace,
+            ..settings.clone()
         };
         for info in directory
             .map
@@ -96,7 +103,8 @@ impl Node {
         });
         // Five copies of the directory where there are five nodes that stay.
         let stays = |node: &&NodeView| {
-            node.membership == Membership::Active && node.intent == Intent::Stay && Some(node.id) != emptied
+            // A node that is drained for a restart keeps its copies.
+            node.membership == Membership::Active && node.intent != Intent::DrainAll && Some(node.id) != emptied
         };
         let members = view.nodes.iter().filter(stays).count();
         view.rules.push(Rule {
@@ -117,12 +125,17 @@ impl Node {
             view.rules.push(Rule {
                 name: service.name.clone(),
                 service: Some(service.name.clone()),
-                replicas: service.replicas,
+                replicas: match assumed.replicas {
+                    Some((name, replicas)) if name == service.name => replicas,
+                    _ => service.replicas,
+                },
                 ..Rule::default()
             });
         }
         let up = view.nodes.iter().filter(|node| node.health == Health::Up);
         let up: BTreeSet<NodeId> = up.map(|node| node.id).collect();
+        // What operators laid down comes before what a service says; each of its own where it differs by service.
+        let mut laid_down: BTreeMap<(Option<&str>, u16, Option<u32>), u16> = BTreeMap::new();
         let right_of_tasks: BTreeSet<ShardId> = ledger
             .tasks
             .values()
@@ -137,6 +150,30 @@ impl Node {
             let service = match shard.id == DIRECTORY_SHARD {
                 true => 0,
                 false => index.get(shard.range.start.parts().0).copied().unwrap_or(0),
+            };
+            let marks = policy.marks.get(&shard.id).map(|marks| marks.at(self.clock.wall_ms));
+            let marks = marks.unwrap_or_default();
+            let ruled = policy.rule_of(shard).filter(|_| shard.id != DIRECTORY_SHARD);
+            let rule = if ruled.is_none() && marks.replicas.is_none() {
+                service
+            } else {
+                let key = (ruled.map(|rule| rule.name.as_str()), service, marks.replicas);
+                *laid_down.entry(key).or_insert_with(|| {
+                    let base = &view.rules[usize::from(service)];
+                    let rule = Rule {
+                        name: ruled.map_or_else(|| base.name.clone(), |rule| rule.name.clone()),
+                        service: match ruled {
+                            Some(rule) => rule.service.clone(),
+                            None => base.service.clone(),
+                        },
+                        prefix: ruled.and_then(|rule| rule.prefix.clone()),
+                        replicas: marks.replicas.or_else(|| ruled?.replicas).unwrap_or(base.replicas),
+                        zones: ruled.map_or(1, |rule| rule.zones.max(1)),
+                        leader_zone: ruled.and_then(|rule| rule.leader_zone.clone()),
+                    };
+                    view.rules.push(rule);
+                    (view.rules.len() - 1) as u16
+                })
             };
             let is_busy = ledger.tasks.contains_key(&shard.id)
                 || right_of_tasks.contains(&shard.id)
@@ -168,10 +205,10 @@ impl Node {
                     .collect(),
                 leader,
                 service,
-                rule: service,
-                is_pinned: false,
+                rule,
+                is_pinned: marks.pin.is_some(),
                 is_busy,
-                is_sticky: false,
+                is_sticky: marks.sticky_until_ms > 0,
             });
         }
         view
@@ -263,15 +300,32 @@ impl Node {
         }
         let steps = plan::next_steps(&view, &goals, &running, &Limits::of(&view));
         self.conductor.spread_left = steps.iter().filter(|step| step.why > Why::Drain).count() as u64;
-        for step in steps {
-            self.begin_step(&ledger, &step, &view);
+        for step in &steps {
+            self.begin_step(&ledger, step, &view, None);
         }
+        running.extend(steps);
+        let scatters = ledger.open().filter(|op| op.state == OpState::Running);
+        for op in scatters.filter(|op| matches!(op.goal, Goal::Scatter { .. })) {
+            let Some((view, goals)) = scattered(&view, &op.goal) else {
+                continue;
+            };
+            let steps = plan::next_steps(&view, &goals, &running, &Limits::of(&view));
+            self.conductor.scatter_left.insert(op.id, steps.len() as u64);
+            for step in &steps {
+                self.begin_step(&ledger, step, &view, Some(op));
+            }
+            running.extend(steps);
+        }
+        self.conductor
+            .scatter_left
+            .retain(|id, _| ledger.ops.get(id).is_some_and(|op| !op.state.is_over()));
     }
 
     /// Operations that name their shards themselves.
     pub(super) fn begin_named(&mut self, ledger: &crate::daemon::core::ledger::Ledger) {
         let mut begins = Vec::new();
         let mut fails = Vec::new();
+        let mut cuts = Vec::new();
         for op in ledger.open().filter(|op| op.state == OpState::Running) {
             let swap = |shard: ShardId, add: Option<NodeId>, remove: Option<NodeId>| Task {
                 shard,
@@ -317,8 +371,12 @@ impl Node {
                     },
                     _ => {}
                 },
+                Goal::Split { ref at, .. } => cuts.extend(self.next_cut(&op.goal, at)),
                 _ => {}
             }
+        }
+        for (shard, at) in cuts {
+            self.begin_cut(shard, at);
         }
         for task in begins {
             if !ledger.tasks.contains_key(&task.shard) && !self.is_reached(&ledger.ops[&task.op].goal) {
@@ -330,7 +388,14 @@ impl Node {
         }
     }
 
-    pub(super) fn begin_step(&mut self, ledger: &crate::daemon::core::ledger::Ledger, step: &Step, view: &ClusterView) {
+    /// `asked` is the operation that wants it, where it is not for the planner to know.
+    pub(super) fn begin_step(
+        &mut self,
+        ledger: &crate::daemon::core::ledger::Ledger,
+        step: &Step,
+        view: &ClusterView,
+        asked: Option<&Op>,
+    ) {
         let running = |goal: &dyn Fn(&Goal) -> bool| ledger.open().find(|op| goal(&op.goal));
         let (add, remove) = match step.kind {
             StepKind::TransferLeader { to, .. } => {
@@ -345,7 +410,7 @@ impl Node {
                 self.transfers.push((step.shard, to));
                 return;
             }
-            StepKind::Split { .. } => {
+            StepKind::Split { by, .. } => {
                 if let Some(shard) = self.map.shard(step.shard)
                     && !self.conductor.splitting.contains_key(&step.shard)
                     && self
@@ -369,6 +434,7 @@ impl Node {
                             from: shard.range.start.clone(),
                             at: None,
                             child: None,
+                            by_load: by == plan::SplitBy::Load,
                         },
                     );
                 }
@@ -392,7 +458,12 @@ impl Node {
         let lost = remove
             .and_then(|from| view.node(from))
             .filter(|node| node.is_lost(&view.settings));
-        let op = match (for_node, lost) {
+        // Copies more or fewer because somebody said how many.
+        let for_copies = match step.kind {
+            StepKind::SwapReplica { .. } => None,
+            _ => running(&|goal: &Goal| matches!(goal, Goal::SetReplicas { of, .. } if self.is_within(step.shard, of))),
+        };
+        let op = match (asked.or(for_node).or(for_copies), lost) {
             (Some(op), _) => Some(op),
             (None, Some(node)) => {
                 self.start_own(Goal::Heal { node: node.id }, "it does not answer");
@@ -418,8 +489,8 @@ impl Node {
     }
 
     pub(super) fn start_own(&mut self, goal: Goal, because: &str) {
-        let op = self.new_op(goal, None, None, "isx", because, RequestId(0));
-        self.ledger(LedgerCommand::Start(Box::new(op)));
+        let op = Box::new(self.new_op(goal, None, None, "isx", because, RequestId(0)));
+        self.ledger(LedgerCommand::Start { op, at: None });
     }
 
     /// An operation as it begins.
@@ -434,6 +505,7 @@ impl Node {
     ) -> Op {
         let settings = self.directory.as_ref().map(|directory| directory.ledger.settings.pace);
         let (total, total_bytes) = self.left_of(&goal);
+        let inverse = self.inverse_of(&goal);
         Op {
             id: OpId(0),
             goal,
@@ -448,6 +520,51 @@ impl Node {
             total,
             total_bytes,
             result: String::new(),
+            config_epoch: self.directory.as_ref().map_or(0, |directory| directory.history.epoch()),
+            inverse,
+            undoes: None,
         }
     }
+}
+
+/// What a view is made with instead of what is so.
+#[derive(Default)]
+pub(super) struct Assumed<'a> {
+    /// A node that the question is about.
+    pub emptied: Option<NodeId>,
+    /// What operators laid down.
+    pub policy: Option<&'a Policy>,
+    /// A service and the copies of its shards.
+    pub replicas: Option<(&'a str, u32)>,
+}
+
+/// What the planner is asked for a scatter: the service's shards alone, evened out among themselves.
+pub(super) fn scattered(view: &ClusterView, goal: &Goal) -> Option<(ClusterView, Goals)> {
+    let Goal::Scatter {
+        service,
+        bytes,
+        leaders,
+        load,
+    } = goal
+    else {
+        return None;
+    };
+    let number = view.services.iter().position(|known| known.name == *service)?;
+    let view = ClusterView {
+        shards: view
+            .shards
+            .iter()
+            .filter(|shard| usize::from(shard.service) == number)
+            .cloned()
+            .collect(),
+        ..view.clone()
+    };
+    let goals = Goals {
+        replicas: *bytes,
+        bytes: *bytes,
+        leaders: *leaders,
+        load: *load,
+        ..Goals::none()
+    };
+    Some((view, goals))
 }

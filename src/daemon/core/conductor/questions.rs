@@ -23,20 +23,39 @@ impl Node {
                 Ok(()) => Response::Asked,
                 Err(blockers) => Response::Error(refused("these nodes can't be stopped now", &blockers)),
             },
+            Request::Question(question) => self.answer_question(question, by),
+            Request::Order { order, .. } => match self.check_order(&order) {
+                Err(error) => Response::Error(error),
+                Ok(()) => {
+                    let by = by.to_owned();
+                    return self.propose_for(waiting, DirectoryCommand::Order { order, by });
+                }
+            },
             Request::StartOp {
                 goal,
                 pace,
                 protect_p99_us,
                 because,
-                dry_run,
+                at,
+                undoes,
                 id,
             } => {
-                let op = self.new_op(goal, pace, protect_p99_us, by, &because, id);
-                match self.check_op(&op) {
+                let mut op = self.new_op(goal, pace, protect_p99_us, by, &because, id);
+                op.undoes = undoes;
+                // Attaching to what is under way needs no check.
+                let directory = self.directory.as_ref();
+                let is_known = directory.is_some_and(|directory| directory.ledger.same(&op.goal, op.request).is_some());
+                let stale = at.and_then(|at| directory?.stale(at)).filter(|_| !is_known);
+                let checked = match (stale, is_known) {
+                    (Some(error), _) => Err(error),
+                    (None, true) => Ok(()),
+                    (None, false) => self.plan_op(&op).map(drop),
+                };
+                match checked {
                     Err(error) => Response::Error(error),
-                    Ok(view) if dry_run => Response::Ops(vec![view]),
-                    Ok(_) => {
-                        let command = DirectoryCommand::Ledger(LedgerCommand::Start(Box::new(op)));
+                    Ok(()) => {
+                        let op = Box::new(op);
+                        let command = DirectoryCommand::Ledger(LedgerCommand::Start { op, at });
                         return self.propose_for(waiting, command);
                     }
                 }
@@ -75,15 +94,13 @@ impl Node {
             },
             Request::SetService {
                 name, replicas, sizes, ..
-            } => {
-                if !(1..=7).contains(&replicas) || replicas % 2 == 0 {
-                    let text = format!("{replicas} copies: 1, 3, 5 or 7 can be kept; nothing was changed");
-                    Response::Error(WireError::new(Code::BadRequest, text))
-                } else {
+            } => match self.check_service(&name, replicas, sizes) {
+                Err(error) => Response::Error(error),
+                Ok(()) => {
                     let command = DirectoryCommand::SetService { name, replicas, sizes };
                     return self.propose_for(waiting, command);
                 }
-            }
+            },
             Request::CreateService {
                 name,
                 replicas,
@@ -128,114 +145,36 @@ impl Node {
         self.propose_for(waiting, command);
     }
 
-    /// Whether an operation can reach its goal, and what it takes.
-    pub(super) fn check_op(&self, op: &Op) -> Result<OpView, WireError> {
-        let view = self.cluster_view(op.goal.node());
-        let unknown_shard = |shard: ShardId| {
-            let text = format!("no {shard} is known; nothing was changed");
-            WireError::new(Code::NoSuchShard, text)
-        };
-        if let Some(directory) = &self.directory {
-            // Attaching to what is under way needs no check.
-            if let Some(known) = directory.ledger.same(&op.goal, op.request) {
-                return Ok(self.op_view(known, &view));
-            }
-            if let Some(other) = directory.ledger.conflict(&op.goal) {
-                let text = format!("{} ({}) is in the way; nothing was changed", other.id, other.goal);
-                return Err(WireError::new(Code::OpConflict, text));
-            }
+    /// How a service is cut and copied must be possible, and must not cut and merge the same shards in turn.
+    fn check_service(&self, name: &str, replicas: u32, sizes: ShardSizes) -> Result<(), WireError> {
+        plans::check_copies(replicas)?;
+        let bad = |text: String| Err(WireError::new(Code::BadRequest, format!("{text}; nothing was changed")));
+        if sizes.split_bytes < SPLIT_BYTES_MIN {
+            return bad(format!(
+                "shards are cut at {SPLIT_BYTES_MIN} bytes or more, not at {}",
+                sizes.split_bytes
+            ));
         }
-        let shard = |id: ShardId| self.map.shard(id).ok_or_else(|| unknown_shard(id));
-        let bad = |text: String| Err(WireError::new(Code::BadChange, text));
-        let why = |what: &str| format!("{what} can't be done");
-        let planned = match op.goal {
-            Goal::Drain {
-                node,
-                everything: false,
-            } => check::check_restart(&view, &[node]),
-            Goal::Drain { node, .. } | Goal::Leave { node } | Goal::Heal { node } => check::check_leave(&view, &[node]),
-            Goal::Replace { old, new } => {
-                for node in [old, new] {
-                    if view.node(node).is_none() {
-                        let text = format!("{node} is no member of this cluster; nothing was changed");
-                        return Err(WireError::new(Code::NoSuchNode, text));
-                    }
-                }
-                if old == new || view.node(new).is_some_and(|node| !node.is_target()) {
-                    return bad(format!("{new} can't take copies now; nothing was changed"));
-                }
-                Ok(plan::Plan::default())
-            }
-            Goal::Rebalance => Ok(plan::plan(
-                &view,
-                &Goals {
-                    replicas: true,
-                    bytes: true,
-                    leaders: true,
-                    load: true,
-                    ..Goals::none()
-                },
-            )),
-            Goal::Move { shard: id, from, to } => {
-                let shard = shard(id)?;
-                if shard.replica_on(from).is_none() {
-                    return bad(format!("{id} has no copy on {from}; nothing was changed"));
-                }
-                if shard.replica_on(to).is_some() {
-                    return bad(format!("{id} has a copy on {to} already; nothing was changed"));
-                }
-                self.check_target(&view, to)?;
-                Ok(plan::Plan::default())
-            }
-            Goal::AddReplica { shard: id, to } => {
-                if shard(id)?.replica_on(to).is_some() {
-                    return bad(format!("{id} has a copy on {to} already; nothing was changed"));
-                }
-                self.check_target(&view, to)?;
-                Ok(plan::Plan::default())
-            }
-            Goal::RemoveReplica { shard: id, from } => {
-                let shard = shard(id)?;
-                if shard.replica_on(from).is_none() {
-                    return bad(format!("{id} has no copy on {from}; nothing was changed"));
-                }
-                if shard.replicas.len() <= 1 {
-                    return bad(format!("{from} has the last copy of {id}; nothing was changed"));
-                }
-                Ok(plan::Plan::default())
-            }
-            Goal::Merge { left, right } => {
-                let (left, right) = (shard(left)?, shard(right)?);
-                if left.range.end != right.range.start || left.range.service() != right.range.service() {
-                    let text = format!(
-                        "{} {} does not end where {} {} begins; nothing was changed",
-                        left.id, left.range, right.id, right.range
-                    );
-                    return Err(WireError::new(Code::BadMerge, text));
-                }
-                Ok(plan::Plan::default())
-            }
-        };
-        let planned = planned.map_err(|blockers| refused(&why(&op.goal.to_string()), &blockers))?;
-        let mut shown = self.op_view(op, &view);
-        shown.op.state = OpState::Planned;
-        if !planned.steps.is_empty() {
-            shown.total = planned.steps.len() as u64;
-            shown.total_bytes = planned.bytes;
-            shown.steps = planned
-                .steps
-                .iter()
-                .take(STEPS_SHOWN)
-                .map(ToString::to_string)
-                .collect();
-            shown.eta_s = Some((planned.time_ms.0.div_ceil(1000), planned.time_ms.1.div_ceil(1000)));
-            shown.tolerance = (
-                planned.tolerance_before.nodes,
-                planned.tolerance_lowest.nodes,
-                planned.tolerance_after.nodes,
-            );
+        if sizes.merge_bytes > sizes.split_bytes / 2 {
+            let (merge, split) = (sizes.merge_bytes, sizes.split_bytes);
+            return bad(format!(
+                "neighbours merged below {merge} bytes would soon be cut again at {split}: at most half of it"
+            ));
         }
-        Ok(shown)
+        if sizes.min_shards == 0 {
+            return bad("a service has at least one shard".to_owned());
+        }
+        let before = self.map.services.get(name).map(|service| service.replicas);
+        if before.is_none_or(|before| before == replicas) {
+            return Ok(());
+        }
+        // More or fewer copies are planned like any other change of them.
+        let goal = Goal::SetReplicas {
+            of: Scope::Service(name.to_owned()),
+            replicas: Some(replicas),
+        };
+        self.plan_op(&self.new_op(goal, None, None, "", "", RequestId(0)))
+            .map(drop)
     }
 
     pub(super) fn check_target(&self, view: &ClusterView, to: NodeId) -> Result<(), WireError> {
@@ -266,22 +205,7 @@ impl Node {
             .filter(|op| all || !op.state.is_over())
             .cloned()
             .collect();
-        let mut views: Vec<OpView> = ops.iter().map(|op| self.op_view(op, &view)).collect();
-        for shown in views.iter_mut().filter(|shown| !shown.op.state.is_over()) {
-            let Some(meter) = self.conductor.meters.get(&shown.op.id) else {
-                continue;
-            };
-            shown.bytes_per_second = meter.rate(MINUTE);
-            shown.bytes_per_second_10m = meter.rate(TEN_MINUTES);
-            let left = shown.total_bytes.saturating_sub(shown.done_bytes);
-            let fastest = shown.bytes_per_second.max(shown.bytes_per_second_10m);
-            let slowest = shown.bytes_per_second.min(shown.bytes_per_second_10m);
-            if slowest > 0 && left > 0 {
-                let most = left / slowest;
-                shown.eta_s = Some((left / fastest, most + most / 4 + 1));
-            }
-        }
-        views
+        ops.iter().map(|op| self.op_view(op, &view)).collect()
     }
 
     pub(super) fn op_view(&self, op: &Op, view: &ClusterView) -> OpView {
@@ -313,6 +237,7 @@ impl Node {
                     object: task.shard.to_string(),
                     text: trouble.text.clone(),
                     next: format!("isxctl shard show {}", task.shard),
+                    since_ms: Some(self.clock.wall_ms.saturating_sub(now.since(trouble.first).as_millis())),
                 });
             }
         }
@@ -328,21 +253,17 @@ impl Node {
             }
         }
         let tolerance = check::tolerance(view).nodes;
+        let speed = self.speed_of(op);
         OpView {
             op: op.clone(),
             done: total - left,
             total,
             done_bytes: total_bytes - left_bytes.min(total_bytes),
             total_bytes,
-            bytes_per_second: 0,
-            bytes_per_second_10m: 0,
-            eta_s: None,
-            limited_by: match op.state {
-                OpState::Paused => "paused".to_owned(),
-                _ if !blocked.is_empty() => "blocked".to_owned(),
-                _ if tasks > 0 => self.copies_limited_by(op),
-                _ => String::new(),
-            },
+            speed,
+            phases: self.phases_of(op),
+            eta_s: self.eta_of(op, speed, left, left_bytes),
+            limited_by: self.limit_of(op, tasks, blocked.len(), left),
             steps,
             blocked,
             tolerance: (tolerance, tolerance, tolerance),

@@ -100,8 +100,7 @@ impl Node {
                 continue;
             }
             let voters = shard.replicas.iter().filter(|replica| replica.role.votes()).count();
-            let service = directory.map.services.get(shard.range.service());
-            let wanted = service.map_or(3, |service| service.replicas as usize);
+            let wanted = self.replicas_wanted(shard);
             let learner = shard
                 .replicas
                 .iter()

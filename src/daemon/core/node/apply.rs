@@ -165,7 +165,7 @@ impl Node {
                 let Some(directory) = self.directory.as_mut() else {
                     return Err(StateError::Io("a directory command outside the directory".to_owned()));
                 };
-                let response = directory.apply(command, state);
+                let response = directory.apply(command, context.wall_ms, state);
                 if let Response::Registered(node) = &response {
                     effects.push(Effect::Event(Event::Registered { node: node.id }));
                 }

@@ -150,6 +150,9 @@ impl Node {
         if shard.id == DIRECTORY_SHARD {
             return DIRECTORY_VOTERS_MIN;
         }
+        if let Some(replicas) = self.map.policy.replicas_of(shard) {
+            return replicas as usize;
+        }
         let service = self.map.services.get(shard.range.service());
         service.map_or(DIRECTORY_VOTERS_MIN, |service| service.replicas as usize)
     }

@@ -108,7 +108,12 @@ impl Node {
         // Somebody new at the directory knows nothing of loads: it hears of all of them, and once more if that is lost.
         self.load_told.1 = self.load_told.1.saturating_add(1);
         let is_new = self.load_told.1 <= FULL_LOADS;
-        for &node in self.map.nodes.keys().filter(|&&node| node != self.config.node) {
+        let others = self
+            .map
+            .nodes
+            .values()
+            .filter(|info| info.membership != Membership::Pending);
+        for node in others.map(|info| info.id).filter(|&node| node != self.config.node) {
             let load = (directory == Some(node)).then(|| self.load_of(if is_new { &self.watch.led } else { &named }));
             effects.push(Effect::Send {
                 to: node,
@@ -138,6 +143,10 @@ impl Node {
     }
 
     pub(super) fn received(&mut self, from: NodeId, message: Message, state: &mut dyn State, effects: &mut Effects) {
+        let sender = self.map.nodes.get(&from);
+        if sender.is_some_and(|info| info.membership == Membership::Pending) {
+            return self.drop_message(from, "from a node that is not let in yet", effects);
+        }
         match message {
             Message::Raft(raft) => self.raft_received(from, raft, effects),
             Message::Forward {

@@ -39,7 +39,7 @@ impl Node {
             let changed = info.store_id != report.store_id
                 || info.address != report.address
                 || info.version != report.version
-                || matches!(info.membership, Membership::Pending | Membership::Joining);
+                || info.membership == Membership::Joining;
             if changed {
                 info.store_id = report.store_id;
                 info.address.clone_from(&report.address);
@@ -76,7 +76,7 @@ impl Node {
             info.store_id = self.config.store_id;
             info.address.clone_from(&self.config.address);
             info.version.clone_from(&self.config.version);
-            if matches!(info.membership, Membership::Pending | Membership::Joining) {
+            if info.membership == Membership::Joining {
                 info.membership = Membership::Active;
             }
             if info != *known {
@@ -96,7 +96,7 @@ impl Node {
         self.replicas.get(&DIRECTORY_SHARD).is_some_and(Replica::is_leader)
     }
 
-    pub(super) fn propose_own(&mut self, topic: u64, command: DirectoryCommand) {
+    pub(in crate::daemon::core) fn propose_own(&mut self, topic: u64, command: DirectoryCommand) {
         let now = self.clock.now;
         if self
             .proposed_lately

@@ -84,6 +84,8 @@ pub enum SplitBy {
 pub enum Why {
     /// A copy is lost or missing.
     Heal,
+    /// An operator asked for just this.
+    Asked,
     /// A node is to be emptied, or to lead nothing.
     Drain,
     /// Copies share a zone without need.
@@ -110,6 +112,7 @@ impl fmt::Display for Why {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.pad(match self {
             Self::Heal => "heal",
+            Self::Asked => "asked",
             Self::Drain => "drain",
             Self::Zone => "zone",
             Self::Excess => "excess",

@@ -5,6 +5,7 @@ use serde::{Deserialize, Serialize};
 
 use super::check::{Quorum, majority};
 use super::view::{ClusterView, ShardView};
+use crate::protocol::operator;
 
 /// What holds for the shards of a service, or for those within a prefix of its keys.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -40,49 +41,8 @@ impl Default for Rule {
 impl Rule {
     /// Service and prefix, as the operator reads it.
     pub fn scope(&self) -> String {
-        match (&self.service, &self.prefix) {
-            (None, _) => "all".to_owned(),
-            (Some(service), None) => service.clone(),
-            (Some(service), Some(prefix)) => format!("{service}/{prefix}*"),
-        }
+        operator::scope(self.service.as_deref(), self.prefix.as_deref())
     }
-
-    /// Whether it is about a shard of `service` that holds the keys from `start` to `end`, the last excluded.
-    pub fn covers(&self, service: &str, start: &str, end: Option<&str>) -> bool {
-        if self.service.as_deref().is_some_and(|mine| mine != service) {
-            return false;
-        }
-        let Some(prefix) = &self.prefix else { return true };
-        let ends_inside = || match (end, behind(prefix.as_bytes())) {
-            (Some(end), Some(behind)) => end.as_bytes() <= behind.as_slice(),
-            (_, behind) => behind.is_none(),
-        };
-        start.starts_with(prefix.as_str()) && ends_inside()
-    }
-}
-
-/// The most specific rule for a shard: a service before all, a longer prefix before a shorter one, the first of equals.
-pub fn effective(rules: &[Rule], service: &str, start: &str, end: Option<&str>) -> Option<u16> {
-    let weight = |rule: &Rule| (rule.service.is_some(), rule.prefix.as_ref().map_or(0, String::len));
-    let mut best: Option<usize> = None;
-    for (at, rule) in rules.iter().enumerate() {
-        if rule.covers(service, start, end) && best.is_none_or(|best| weight(rule) > weight(&rules[best])) {
-            best = Some(at);
-        }
-    }
-    best.and_then(|at| u16::try_from(at).ok())
-}
-
-/// The first key behind all keys with this prefix; none where there is no such key.
-fn behind(prefix: &[u8]) -> Option<Vec<u8>> {
-    let mut key = prefix.to_vec();
-    while let Some(last) = key.pop() {
-        if last < u8::MAX {
-            key.push(last + 1);
-            return Some(key);
-        }
-    }
-    None
 }
 
 /// Whether a rule holds, and if not, why.
@@ -223,41 +183,5 @@ pub(super) fn plural(count: u64, word: &str) -> String {
         word.to_owned()
     } else {
         format!("{word}s")
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn rule(name: &str, service: Option<&str>, prefix: Option<&str>) -> Rule {
-        Rule {
-            name: name.into(),
-            service: service.map(Into::into),
-            prefix: prefix.map(Into::into),
-            ..Rule::default()
-        }
-    }
-
-    #[test]
-    fn the_most_specific_rule_that_covers_the_whole_shard_wins() {
-        let rules = [
-            rule("all", None, None),
-            rule("campaigns", Some("campaign"), None),
-            rule("eu", Some("campaign"), Some("eu-")),
-            rule("eu-de", Some("campaign"), Some("eu-de-")),
-        ];
-        let name = |service, start, end| {
-            let at = effective(&rules, service, start, end).expect("a rule");
-            rules[usize::from(at)].name.as_str()
-        };
-        assert_eq!(name("profile", "", None), "all");
-        assert_eq!(name("campaign", "", None), "campaigns");
-        assert_eq!(name("campaign", "eu-a", Some("eu-m")), "eu");
-        assert_eq!(name("campaign", "eu-de-a", Some("eu-de.")), "eu-de");
-        assert_eq!(name("campaign", "eu-a", Some("eu.")), "eu");
-        // It holds keys behind the prefix too.
-        assert_eq!(name("campaign", "eu-a", Some("f")), "campaigns");
-        assert_eq!(name("campaign", "eu-a", None), "campaigns");
     }
 }

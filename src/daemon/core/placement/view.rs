@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 
 use super::rules::Rule;
 use crate::protocol::id::{Epoch, NodeId, ReplicaId, ShardId};
-pub use crate::protocol::op::{Intent, Pace};
+pub use crate::protocol::op::{Intent, Pace, Settings};
 use crate::protocol::shard_map::{Membership, ReplicaRole};
 
 /// Everything a plan depends on.
@@ -186,34 +186,6 @@ impl ServiceView {
     /// Two neighbours that together stay below this may become one: a fresh half never qualifies.
     pub fn merge_below(&self) -> u64 {
         self.merge_bytes.min(self.split_bytes / 2)
-    }
-}
-
-/// The operator's settings.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Settings {
-    /// A node silent for this long has its copies made again elsewhere. Unit: ms.
-    pub heal_after_ms: u64,
-    /// No disk is filled above this by moving copies. Unit: percent.
-    pub disk_limit_percent: u32,
-    /// Spreading begins when a node is further than this from its share. Unit: percent. It ends at less than half of
-    /// it, so that what was just spread is left alone.
-    pub hysteresis_percent: u32,
-    /// A shard that was moved to spread things is not moved again for that reason within this time. Unit: ms.
-    pub cooldown_ms: u64,
-    /// How fast copies are made.
-    pub pace: Pace,
-}
-
-impl Default for Settings {
-    fn default() -> Self {
-        Self {
-            heal_after_ms: 300_000,
-            disk_limit_percent: 85,
-            hysteresis_percent: 5,
-            cooldown_ms: 600_000,
-            pace: Pace::Normal,
-        }
     }
 }
 

@@ -36,9 +36,11 @@ use crate::protocol::shard_map::{ReplicaDescriptor, ReplicaRole, ShardDescriptor
 
 pub mod hibernate;
 pub mod log_view;
+pub mod samples;
 pub mod standing;
 use hibernate::Rest;
 use log_view::LogView;
+use samples::Samples;
 use standing::Standing;
 
 /// Index and term behind which a founder's or a split's log begins. Above 0, so that a replica that starts empty needs a
@@ -245,6 +247,8 @@ pub struct Replica {
     pub served: u64,
     /// See `served`.
     pub requests_per_s: u64,
+    /// Keys that were asked for lately.
+    pub samples: Samples,
     /// Applied index at the last checkpoint, for entries that hold back the log.
     pub applied_at_checkpoint: u64,
     /// Nodes of replicas that spoke to this one and that its descriptor does not name (yet).
@@ -326,6 +330,7 @@ impl Replica {
             told: (StateRole::Follower, 0, 0),
             served: 0,
             requests_per_s: 0,
+            samples: Samples::default(),
             applied_at_checkpoint: applied,
             correspondents: BTreeMap::new(),
             standing: Standing::default(),
