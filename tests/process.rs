@@ -1032,3 +1032,99 @@ fn a_node_that_has_forgotten_is_turned_away() {
         client.put("campaign", "c-62", &br#"{"n":1}"#[..]).await.expect("put");
     });
 }
+
+/// An `isxctl` that drains n3, told from its standard error.
+struct Ctl {
+    child: Child,
+    lines: std::io::Lines<std::io::BufReader<std::process::ChildStderr>>,
+}
+
+impl Ctl {
+    fn drain(contexts: &std::path::Path) -> Self {
+        let mut child = Command::new(env!("CARGO_BIN_EXE_isxctl"))
+            .args(["node", "drain", "n3", "--for", "leave", "--pace", "gentle", "--yes"])
+            .env("ISX_CONFIG", contexts)
+            .env_remove("ISX_CONTEXT")
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .expect("isxctl starts");
+        let lines = std::io::BufRead::lines(std::io::BufReader::new(child.stderr.take().expect("piped")));
+        Self { child, lines }
+    }
+
+    /// The operation that it watches.
+    fn watched(&mut self) -> String {
+        let line = self
+            .lines
+            .by_ref()
+            .map_while(Result::ok)
+            .find(|line| line.starts_with("op-"));
+        let line = line.expect("it says what it watches");
+        line.split(' ').next().unwrap_or_default().to_owned()
+    }
+
+    /// Its exit code, standard output, and what else it said.
+    fn end(self) -> (Option<i32>, String, String) {
+        let said: Vec<String> = self.lines.map_while(Result::ok).collect();
+        let output = self.child.wait_with_output().expect("it ends");
+        let out = String::from_utf8_lossy(&output.stdout).into_owned();
+        (output.status.code(), out, said.join("\n"))
+    }
+}
+
+#[test]
+fn a_drain_goes_on_without_whoever_asked_for_it() {
+    test(async {
+        let mut cluster = Cluster::start();
+        let client = cluster.client().await;
+        let load = Load::start(&client, true);
+        load.progress("first writes", 200).await;
+        cluster.join(&client, "n4").await;
+        let contexts = cluster.dir.path().join("contexts.toml");
+        let mut known = isx::client::context::Contexts::default();
+        known.contexts.insert("test".to_owned(), cluster.context.clone());
+        known.current = Some("test".to_owned());
+        known.write(&contexts).expect("writable");
+
+        // Ctrl-C detaches, and says so.
+        let mut first = Ctl::drain(&contexts);
+        let op = first.watched();
+        let pid = Pid::from_child(&first.child);
+        kill_process(pid, Signal::INT).expect("interrupted");
+        let (code, _, said) = tokio::task::spawn_blocking(|| first.end()).await.expect("ended");
+        assert_eq!(code, Some(130), "{said}");
+        assert!(
+            said.contains("detached; the operation goes on.") && said.contains(&format!("isxctl op watch {op}")),
+            "{said}"
+        );
+
+        // The same command attaches; its death is nothing to the operation.
+        let mut second = Ctl::drain(&contexts);
+        assert_eq!(second.watched(), op);
+        second.child.kill().expect("killed");
+        second.child.wait().expect("reaped");
+
+        // Nor is the death of the node that carries it out.
+        let leader = client
+            .statuses()
+            .await
+            .into_iter()
+            .find_map(|(_, status)| status.ok()?.directory_leader);
+        let leader = leader.expect("somebody leads the directory");
+        let at = leader.0 as usize - 1;
+        cluster.kill(at);
+        cluster.run(at);
+
+        let (code, out, said) = tokio::task::spawn_blocking(move || Ctl::drain(&contexts).end())
+            .await
+            .expect("ended");
+        assert_eq!(code, Some(0), "{out}{said}");
+        assert!(out.starts_with(&format!("{op}  drain n3  done")), "{out}{said}");
+        let map = client.map().await.expect("a map");
+        assert!(map.shards.iter().all(|shard| shard.replica_on(NodeId(3)).is_none()));
+        let known = load.finish().await;
+        check(&client, &known).await;
+    });
+}

@@ -156,6 +156,8 @@ struct Shared {
 #[derive(Default)]
 struct State {
     map: ShardMap,
+    /// When the whole map was last asked for because it had grown old.
+    map_asked: Option<Instant>,
     links: BTreeMap<NodeId, Link>,
 }
 
@@ -404,12 +406,33 @@ impl Client {
         self.request_within(request, self.timeout()).await
     }
 
+    /// Asks for the map anew, beside what is going on, where it is older than the router's settings say. What it lacks
+    /// is learnt by being corrected anyway, but only where somebody asks.
+    fn refresh_map(&self) {
+        {
+            let mut state = self.shared.state();
+            let every = Duration::from_millis(state.map.policy.router.map_refresh_ms);
+            let now = Instant::now();
+            let asked = *state.map_asked.get_or_insert(now);
+            if now.duration_since(asked) < every {
+                return;
+            }
+            state.map_asked = Some(now);
+        }
+        let client = self.clone();
+        tokio::spawn(async move {
+            let deadline = Instant::now() + client.timeout();
+            let _ = client.route(&Target::Any, &Request::Map, deadline).await;
+        });
+    }
+
     /// Like [`Client::request`], with a time limit of its own.
     pub async fn request_within(&self, request: Request, limit: Duration) -> Result<Response, ClientError> {
         let Ok(_permit) = self.shared.permits.acquire().await else {
             unreachable!("the semaphore is never closed");
         };
         let deadline = Instant::now() + limit;
+        self.refresh_map();
         match self.route(&request.target(), &request, deadline).await {
             Ok(Response::Error(error)) => Err(ClientError::Refused(error)),
             Ok(response) => Ok(response),

@@ -572,7 +572,10 @@ impl Directory {
             let known = self.map.shard(shard.id).cloned();
             let told = told_of_shard(known.as_ref(), shard);
             // Whose part it is, where it is new.
-            let parent = self.map.find(&shard.range.start).filter(|_| known.is_none()).cloned();
+            let parent = match known.is_none() && !self.map.policy.marks.is_empty() {
+                true => self.parent_of(shard),
+                false => None,
+            };
             // Remembered even where it overlaps with an older view of a neighbour: that view is out of date and its
             // leader will report.
             if self.map.learn_shard(shard) {
@@ -592,6 +595,14 @@ impl Directory {
             }
         }
         news
+    }
+
+    /// The shard that a new one is a part of: the one that still has its keys, or, where that one's news came first, its
+    /// left neighbour of the same epoch, which a split gives to both.
+    fn parent_of(&self, part: &ShardDescriptor) -> Option<ShardDescriptor> {
+        let is_left = |left: &&ShardDescriptor| left.range.end == part.range.start && left.epoch == part.epoch;
+        let holder = self.map.find(&part.range.start);
+        holder.or_else(|| self.map.shards().find(is_left)).cloned()
     }
 
     /// A change of what a plan is about.

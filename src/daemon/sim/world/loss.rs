@@ -170,7 +170,8 @@ impl World {
                 protect_p99_us: None,
                 pace: None,
                 because: String::new(),
-                dry_run: false,
+                at: None,
+                undoes: None,
                 id,
             });
         }
