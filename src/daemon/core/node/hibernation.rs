@@ -6,7 +6,7 @@
 //! wake later, in case it does not.
 use std::collections::{BTreeSet, VecDeque};
 
-use super::Node;
+use super::{Node, PlantedBug};
 use crate::daemon::core::effect::{Effect, Effects};
 use crate::daemon::core::replica::Replica;
 use crate::daemon::core::time::{Span, Time};
@@ -176,9 +176,16 @@ impl Node {
         self.touched.insert(shard);
     }
 
+    /// A planted bug: nothing but its leader wakes a sleeper.
+    pub(super) fn is_deaf(&self) -> bool {
+        self.config.planted == PlantedBug::DeafAsleep
+    }
+
     /// A request finds nobody who leads its shard: a copy that sleeps here does something about it.
     pub(in crate::daemon::core) fn rouse_for(&mut self, request: &Request) {
-        let Some(shard) = self.copy_for(request) else { return };
+        let Some(shard) = self.copy_for(request).filter(|_| !self.is_deaf()) else {
+            return;
+        };
         let sleeps = |replica: &Replica| replica.is_asleep() && !replica.is_leader();
         if self.clock.now >= self.vote_from && self.replicas.get(&shard).is_some_and(sleeps) {
             self.rouse(shard, true);
@@ -187,6 +194,9 @@ impl Node {
 
     /// A peer went silent: what it leads needs another leader.
     pub(super) fn wake_followers_of(&mut self, peer: NodeId) {
+        if self.is_deaf() {
+            return;
+        }
         let alive = self.alive();
         for (&shard, replica) in &self.replicas {
             if replica.is_asleep() && replica.leader() == Some(peer) {

@@ -124,7 +124,7 @@ pub enum PlantedBug {
     MergesEarly,
     /// A sleeping leader answers reads by itself, as if its lease never ended.
     ReadsAsleep,
-    /// A sleeping replica does not hear who asks for its vote.
+    /// A sleeping replica hears neither who asks for its vote nor that its leader is gone.
     DeafAsleep,
     /// Messages take effect in one entry, the mark that says so follows in another.
     MarksLater,

@@ -240,7 +240,7 @@ impl Node {
         if self.condemned.contains_key(&shard) || self.burying.contains(&shard) {
             return self.drop_message(from, "for a replica that is being destroyed", effects);
         }
-        let may_send = self.may_send_snapshots();
+        let (may_send, is_deaf) = (self.may_send_snapshots(), self.is_deaf());
         if let Some(replica) = self.replicas.get_mut(&shard) {
             if replica.id != raft.to {
                 return self.drop_message(from, "for another replica of this shard", effects);
@@ -254,7 +254,7 @@ impl Node {
             }
             replica.allow_snapshots(may_send);
             if replica.is_asleep() && !replica.is_leader() {
-                if votes && self.config.planted == PlantedBug::DeafAsleep {
+                if votes && is_deaf {
                     return;
                 }
                 if raft.message.msg_type != MessageType::MsgHeartbeatResponse {
