@@ -1,13 +1,16 @@
 //! A struct's schema as TOML.
-use toml::{Table, Value};
+use toml::Value;
 
 use super::{Field, Record, Shape};
+
+/// Keys and values of an inline table, in the order in which people write them.
+type Pairs = Vec<(String, String)>;
 
 /// The whole text: what follows from the struct, then its `RULES`.
 pub(super) fn write<R: Record>() -> String {
     let mut text = format!("service = {}\n\n[fields]\n", Value::from(R::SERVICE));
     for field in R::fields() {
-        text.push_str(&format!("{} = {}\n", key(field.name), Value::from(table_of(&field))));
+        text.push_str(&format!("{} = {}\n", key(field.name), inline(&pairs_of(&field))));
     }
     for parent in R::parents() {
         text.push_str(&format!(
@@ -47,19 +50,27 @@ fn key(name: &str) -> String {
     }
 }
 
-fn table_of(field: &Field) -> Table {
-    let mut table = shape(&field.shape);
-    if field.is_required {
-        table.insert("required".to_owned(), true.into());
-    }
-    for (key, value) in &field.more {
-        table.insert((*key).to_owned(), value.clone());
-    }
-    table
+fn inline(pairs: &Pairs) -> String {
+    let pairs: Vec<String> = pairs.iter().map(|(key, value)| format!("{key} = {value}")).collect();
+    format!("{{ {} }}", pairs.join(", "))
 }
 
-fn shape(shape: &Shape) -> Table {
-    let mut table = Table::new();
+fn pairs_of(field: &Field) -> Pairs {
+    let mut pairs = shape(&field.shape);
+    let mut set = |key: &str, value: String| match pairs.iter_mut().find(|(known, _)| known == key) {
+        Some((_, known)) => *known = value,
+        None => pairs.push((key.to_owned(), value)),
+    };
+    if field.is_required {
+        set("required", Value::from(true).to_string());
+    }
+    for (key, value) in &field.more {
+        set(key, value.to_string());
+    }
+    pairs
+}
+
+fn shape(shape: &Shape) -> Pairs {
     let name = match shape {
         Shape::String => "string",
         Shape::Integer(..) => "integer",
@@ -71,23 +82,19 @@ fn shape(shape: &Shape) -> Table {
         Shape::Map(_) => "map",
         Shape::Json => "json",
     };
-    table.insert("type".to_owned(), name.into());
+    let mut pairs = vec![("type".to_owned(), Value::from(name).to_string())];
     match shape {
         Shape::Integer(min, max) => {
             for (key, bound) in [("min", min), ("max", max)] {
-                if let Some(bound) = bound {
-                    table.insert(key.to_owned(), (*bound).into());
-                }
+                pairs.extend(bound.map(|bound| (key.to_owned(), Value::from(bound).to_string())));
             }
         }
         Shape::Enum(texts) => {
             let texts: Vec<Value> = texts.iter().map(|&text| text.into()).collect();
-            table.insert("values".to_owned(), texts.into());
+            pairs.push(("values".to_owned(), Value::from(texts).to_string()));
         }
-        Shape::List(items) | Shape::Map(items) => {
-            table.insert("items".to_owned(), self::shape(items).into());
-        }
+        Shape::List(items) | Shape::Map(items) => pairs.push(("items".to_owned(), inline(&self::shape(items)))),
         _ => {}
     }
-    table
+    pairs
 }

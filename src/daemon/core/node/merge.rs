@@ -446,7 +446,9 @@ impl Node {
     pub(in crate::daemon::core) fn lingering_parent(&self, position: &Position) -> Option<ShardId> {
         let holds = |range: &KeyRange, until: Time| until > self.clock.now && range.contains(position);
         let found = self.lingering.iter().find(|(_, range, until)| holds(range, *until));
-        found.map(|(shard, _, _)| *shard)
+        found
+            .map(|(shard, _, _)| *shard)
+            .filter(|shard| self.replicas.contains_key(shard))
     }
 }
 
