@@ -486,7 +486,15 @@ impl Node {
                 self.dispatch.alarmed.insert(shard);
             }
             self.dispatch.senders.insert(shard, sender);
-            result?;
+            match result {
+                Err(StateError::Checksum { key }) => {
+                    // The copy is replaced; whoever leads then has a list of its own.
+                    self.dispatch.active.remove(&shard);
+                    self.dispatch.senders.remove(&shard);
+                    self.row_damaged(shard, &key, effects);
+                }
+                other => other?,
+            }
         }
         for ((target, is_finish), batch) in open {
             self.close_batch(target, is_finish, batch, now, &mut own, effects);
@@ -724,6 +732,7 @@ impl Node {
         };
         let (mut receipts, mut proposed) = (Vec::new(), Vec::new());
         let mut is_finish = false;
+        let mut damaged = None;
         for parcel in parcels {
             if !replica.shard.range.contains(&parcel.to) {
                 receipts.push((parcel.slot, self.elsewhere(&parcel.to, shard)));
@@ -735,7 +744,13 @@ impl Node {
             let known = if must_ask {
                 None
             } else {
-                inbox::inspect(&parcel, state)?
+                match inbox::inspect(&parcel, state) {
+                    Err(StateError::Checksum { key }) => {
+                        damaged = Some(key);
+                        Some(Receipt::Later)
+                    }
+                    other => other?,
+                }
             };
             match known {
                 Some(receipt) => receipts.push((parcel.slot, receipt)),
@@ -744,6 +759,9 @@ impl Node {
         }
         if !receipts.is_empty() {
             self.reply(waiting, Response::Receipts(receipts), None, None, effects);
+        }
+        if let Some(key) = damaged {
+            self.row_damaged(shard, &key, effects);
         }
         if proposed.is_empty() {
             return Ok(());
