@@ -106,7 +106,8 @@ impl Node {
         if shard.frozen.is_some() || replica.is_quarantined() {
             return;
         }
-        let bookkeeping = (shard, replica.shard_time_ms, replica.entities, replica.bytes);
+        // Not its totals: they are estimates, and a copy that was made from a snapshot may have others.
+        let bookkeeping = (shard, replica.shard_time_ms);
         state.keep(Slice {
             shard: shard.id,
             index,
