@@ -562,7 +562,6 @@ async fn staged_over(cluster: &Cluster, name: &str, bytes: u64) {
 }
 
 #[test]
-#[ignore = "plans its move on a map that is not settled; to be mended"]
 fn a_copy_goes_on_after_its_receiver_and_its_sender_were_killed() {
     const DOCUMENTS: usize = 480;
     const MIB: u64 = 1 << 20;
@@ -1076,7 +1075,6 @@ impl Ctl {
 }
 
 #[test]
-#[ignore = "asks to join before the directory has a leader; to be mended"]
 fn a_drain_goes_on_without_whoever_asked_for_it() {
     test(async {
         let mut cluster = Cluster::start();

@@ -6,14 +6,14 @@ use std::io;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use tokio::time::timeout;
 
 use super::disk::chain;
 use super::quic::{GREETING_TIMEOUT, Wire, transport};
 use crate::daemon::config::{Config, ConfigError};
-use crate::protocol::error::{Code, WireError};
+use crate::protocol::error::{Class, Code, WireError};
 use crate::protocol::hello::{FEATURE_LEVEL, Hello, HelloReply, PROTOCOL_NEWEST, PROTOCOL_OLDEST};
 use crate::protocol::request::{Joined, Request, RequestFrame, Response, ResponseFrame};
 use crate::security::ca::{
@@ -24,6 +24,8 @@ use crate::security::tls::{CLUSTER_NAME, TlsError, joining_config, server_config
 
 /// How long one member may take to answer: it asks the directory for an id.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(10);
+/// How long a host goes on asking members that are there and cannot do it just now: several elections of the directory.
+const LEADER_PATIENCE: Duration = Duration::from_secs(30);
 
 /// What a host says of itself.
 #[derive(Debug, Clone)]
@@ -71,10 +73,12 @@ pub enum EnrollError {
     #[error(transparent)]
     Tls(#[from] TlsError),
     /// Nobody answered.
-    #[error("no member could be reached: {}", tried.iter().map(|(e, why)| format!("{e}: {why}")).collect::<Vec<_>>().join("; "))]
+    #[error("no member let this host in: {}", tried.iter().map(|(e, why)| format!("{e}: {why}")).collect::<Vec<_>>().join("; "))]
     Unreachable {
         /// Where, and why not.
         tried: Vec<(String, String)>,
+        /// Whether one of them could not do it just now: the directory elects a leader, or it starts.
+        is_passing: bool,
     },
     /// A member said no.
     #[error("`{endpoint}` refused")]
@@ -119,8 +123,13 @@ pub fn enroll(line: &str, enrolment: &Enrolment, waits: &mut dyn FnMut(&str)) ->
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let joined = runtime.block_on(async {
         let mut is_told = false;
+        let began = Instant::now();
         loop {
             match ask_all(&line, enrolment, &request).await {
+                // The members are there: who leads the directory will be known in a moment.
+                Err(EnrollError::Unreachable { is_passing: true, .. }) if began.elapsed() < LEADER_PATIENCE => {
+                    tokio::time::sleep(Duration::from_millis(200)).await;
+                }
                 Err(EnrollError::Refused { source, .. }) if source.code == Code::NodePending => {
                     if !std::mem::replace(&mut is_told, true) {
                         waits(&source.text);
@@ -148,12 +157,16 @@ async fn ask_all(line: &JoinLine, enrolment: &Enrolment, request: &CertificateRe
     let mut client = joining_config(line.pin)?;
     client.transport_config(Arc::new(transport(1452, Duration::from_secs(10))));
     let mut tried = Vec::new();
+    let mut is_passing = false;
     for endpoint in &line.endpoints {
         let asked = timeout(ANSWER_TIMEOUT, ask(endpoint, &client, &line.token, enrolment, request));
         let why = match asked.await {
             Ok(Ok(Response::Joined(joined))) => return Ok(*joined),
-            // Another member may be able to.
-            Ok(Ok(Response::Error(error))) if matches!(error.code, Code::BadTarget | Code::NoLeader) => {
+            // Another member may be able to, or this one soon.
+            Ok(Ok(Response::Error(error)))
+                if error.code == Code::BadTarget || may_pass(error.code) =>
+            {
+                is_passing |= may_pass(error.code);
                 error.to_string()
             }
             Ok(Ok(Response::Error(source))) => {
@@ -166,7 +179,12 @@ async fn ask_all(line: &JoinLine, enrolment: &Enrolment, request: &CertificateRe
         };
         tried.push((endpoint.clone(), why));
     }
-    Err(EnrollError::Unreachable { tried })
+    Err(EnrollError::Unreachable { tried, is_passing })
+}
+
+/// Whether the same request, which names the same node each time, may do better in a moment.
+fn may_pass(code: Code) -> bool {
+    matches!(code.class(), Class::Retry | Class::Unknown) && code != Code::NodePending
 }
 
 async fn ask(
