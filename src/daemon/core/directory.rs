@@ -91,6 +91,13 @@ pub enum DirectoryCommand {
 }
 
 impl DirectoryCommand {
+    /// Whether it means the same before the founders are written down. A host that registered then would get the id of one
+    /// of them.
+    fn may_precede_founding(&self) -> bool {
+        use DirectoryCommand::{AllocateIds, Found, LearnShards};
+        matches!(self, Found { .. } | AllocateIds { .. } | LearnShards(_))
+    }
+
     /// About how long it is in an entry. Unit: bytes.
     pub fn size(&self) -> usize {
         match self {
@@ -215,6 +222,10 @@ impl Directory {
         self.wall_ms = wall_ms;
         if self.next_id == 0 {
             self.next_id = FIRST_ALLOCATED_ID;
+        }
+        if self.map.nodes.is_empty() && !command.may_precede_founding() {
+            let text = "the directory has not written down its first nodes yet; nothing was changed";
+            return Response::Error(WireError::new(Code::NotServing, text));
         }
         match command {
             DirectoryCommand::Found {

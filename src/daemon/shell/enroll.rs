@@ -163,9 +163,7 @@ async fn ask_all(line: &JoinLine, enrolment: &Enrolment, request: &CertificateRe
         let why = match asked.await {
             Ok(Ok(Response::Joined(joined))) => return Ok(*joined),
             // Another member may be able to, or this one soon.
-            Ok(Ok(Response::Error(error)))
-                if error.code == Code::BadTarget || may_pass(error.code) =>
-            {
+            Ok(Ok(Response::Error(error))) if error.code == Code::BadTarget || may_pass(error.code) => {
                 is_passing |= may_pass(error.code);
                 error.to_string()
             }

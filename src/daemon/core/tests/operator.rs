@@ -1,5 +1,6 @@
 //! What operators ask, order and begin: plans at their epoch, rules, pins, cuts, the router, who is let in.
 use super::*;
+use crate::daemon::core::directory::{Directory, DirectoryCommand};
 use crate::daemon::core::time::Span;
 use crate::protocol::op::{Goal, Intent, Op, OpState, OpView, Scope, Settings};
 use crate::protocol::operator::*;
@@ -477,4 +478,31 @@ fn what_was_laid_down_outlives_a_restart() {
     assert_eq!(kept.map.policy, node.map().policy);
     assert_eq!((kept.map.policy.rules.len(), kept.map.policy.marks.len()), (1, 1));
     assert!(kept.history.epoch() > 0);
+}
+
+/// The directory's leader may be asked before its first command is applied.
+#[test]
+fn nobody_registers_before_the_founders() {
+    let (mut directory, mut state) = (Directory::default(), Rows::default());
+    let host = |id, name: &str| NodeInfo {
+        id: NodeId(id),
+        name: name.to_owned(),
+        address: format!("{name}:7400"),
+        zone: String::new(),
+        membership: Membership::Joining,
+        store_id: 0,
+        version: String::new(),
+        overlay: Default::default(),
+    };
+    let join = DirectoryCommand::Register(host(0, "new"));
+    let early = directory.apply(&join, 0, &mut state);
+    assert!(matches!(early, Response::Error(error) if error.code == Code::NotServing));
+    let found = DirectoryCommand::Found {
+        nodes: vec![host(1, "a"), host(2, "b")],
+        services: Vec::new(),
+        shards: Vec::new(),
+    };
+    directory.apply(&found, 0, &mut state);
+    let joined = directory.apply(&join, 0, &mut state);
+    assert!(matches!(joined, Response::Registered(info) if info.id == NodeId(3)));
 }
