@@ -34,7 +34,7 @@ pub(super) async fn node(env: &Environment, command: NodeCommand) -> Ended {
 }
 
 /// Membership with what lies over it.
-fn membership(cluster: &Cluster, node: &NodeInfo) -> String {
+pub(super) fn membership(cluster: &Cluster, node: &NodeInfo) -> String {
     let mut text = format!("{:?}", node.membership).to_lowercase();
     match node.overlay.intent {
         Intent::Stay => {}

@@ -1039,7 +1039,23 @@ fn since(blocker: &OpBlocker) -> String {
     for_ms.map_or_else(String::new, |ms| format!("   for {}", span(ms)))
 }
 
-fn view_json(shown: &OpView) -> Value {
+/// One line on an operation that is under way.
+pub(super) fn in_short(shown: &OpView) -> String {
+    let op = &shown.op;
+    let mut text = format!("{}  {}  {}  {}/{}", op.id, op.goal, op.state, shown.done, shown.total);
+    if shown.eta_s.is_some() {
+        text += &format!(", eta {}", eta(shown));
+    }
+    if !shown.limited_by.is_empty() {
+        text += &format!(", limited by {}", shown.limited_by);
+    }
+    if !shown.blocked.is_empty() {
+        text += &format!(", {} blocked", shown.blocked.len());
+    }
+    text
+}
+
+pub(super) fn view_json(shown: &OpView) -> Value {
     let op = &shown.op;
     json!({
         "schema": "isx.op/1", "op": op.id.to_string(), "kind": op.goal.kind(), "object": op.goal.object(),

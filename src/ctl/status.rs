@@ -10,6 +10,7 @@ use super::output::{size, span, timestamp};
 use super::{Ended, Environment};
 use crate::client::ClientError;
 use crate::protocol::id::{NodeId, ShardId};
+use crate::protocol::op::OpView;
 use crate::protocol::operator::Policy;
 use crate::protocol::request::{NodeStatus, ReplicaStatus};
 use crate::protocol::shard_map::{NodeInfo, ReplicaDescriptor, ShardDescriptor};
@@ -203,8 +204,20 @@ fn current_context() -> Option<String> {
     Contexts::read(&path).ok()?.current
 }
 
+/// Operations that are not over; none where the directory does not say so at once.
+async fn under_way(env: &Environment) -> Option<Vec<OpView>> {
+    let asked = async {
+        let client = env.connect().await.ok()?;
+        let ops = super::ops::ops(&client, false).await.ok();
+        client.close().await;
+        ops
+    };
+    tokio::time::timeout(NODE_LIMIT, asked).await.ok().flatten()
+}
+
 pub(super) async fn status(env: &Environment, exit_code: bool) -> Ended {
     let cluster = Cluster::ask(env).await?;
+    let work = under_way(env).await;
     let shards = cluster.in_order();
     let count = |state: &str| shards.iter().filter(|shard| shard.state() == state).count();
     let (no_quorum, electing, under, behind) = (
@@ -255,6 +268,7 @@ pub(super) async fn status(env: &Environment, exit_code: bool) -> Ended {
             "shards": {"total": shards.len(), "noQuorum": no_quorum, "electing": electing, "underReplicated": under,
                        "catchingUp": behind},
             "data": {"entities": entities, "bytes": bytes, "storeBytes": store}, "traffic": {"perSecond": rate},
+            "work": work.as_ref().map(|work| work.iter().map(super::ops::view_json).collect::<Vec<_>>()),
             "directoryLeader": directory.map(|node| cluster.node_name(node)),
         });
         if let (Some(value), Value::Object(rest)) = (value.as_object_mut(), rest) {
@@ -297,11 +311,16 @@ pub(super) async fn status(env: &Environment, exit_code: bool) -> Ended {
             cluster.answered.len(),
             down.len()
         );
-        text += &if down.is_empty() {
-            "\n".to_owned()
-        } else {
-            format!(" ({})\n", down.join("; "))
-        };
+        if !down.is_empty() {
+            text += &format!(" ({})", down.join("; "));
+        }
+        for node in &cluster.nodes {
+            let standing = super::cluster::membership(&cluster, node);
+            if standing != "active" {
+                text += &format!("; {} {}", node.name, standing.trim_start_matches("active, "));
+            }
+        }
+        text.push('\n');
         text += &format!(
             "shards    {} in {} services and the directory: no quorum {no_quorum}, electing {electing}, \
              under-replicated {under}, catching up {behind}\n",
@@ -322,6 +341,17 @@ pub(super) async fn status(env: &Environment, exit_code: bool) -> Ended {
         text += &format!("uptime    {}\n", up.join(", "));
         let leader = directory.map_or_else(|| "none known".to_owned(), |node| cluster.node_name(node));
         text += &format!("directory led by {leader}\n");
+        match &work {
+            Some(work) => {
+                for shown in work.iter().take(SHOWN_MAX) {
+                    text += &format!("work      {}\n", super::ops::in_short(shown));
+                }
+                if work.len() > SHOWN_MAX {
+                    text += &format!("work      and {} operations more\n", work.len() - SHOWN_MAX);
+                }
+            }
+            None => text += "work      not known: the directory does not answer\n",
+        }
         if findings.len() > 1 {
             for finding in findings.iter().take(SHOWN_MAX) {
                 text += &format!("finding   {}  {}\n", finding.code, finding.what);

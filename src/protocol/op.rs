@@ -154,7 +154,13 @@ impl Goal {
         }
     }
 
-    /// The node that it empties, if any.
+    /// The node that all copies go from, if any.
+    pub fn emptied(&self) -> Option<NodeId> {
+        let takes_copies = !matches!(self, Goal::Drain { everything: false, .. });
+        self.node().filter(|_| takes_copies)
+    }
+
+    /// The node whose copies or leaderships it takes away, if any.
     pub fn node(&self) -> Option<NodeId> {
         match self {
             Goal::Drain { node, .. } | Goal::Leave { node } | Goal::Heal { node } => Some(*node),

@@ -90,6 +90,9 @@ pub enum DirectoryCommand {
     },
 }
 
+/// The first moments of a new cluster.
+pub(super) const NOT_FOUNDED: &str = "the directory has not written down its first nodes yet; nothing was changed";
+
 impl DirectoryCommand {
     /// Whether it means the same before the founders are written down. A host that registered then would get the id of one
     /// of them.
@@ -224,8 +227,7 @@ impl Directory {
             self.next_id = FIRST_ALLOCATED_ID;
         }
         if self.map.nodes.is_empty() && !command.may_precede_founding() {
-            let text = "the directory has not written down its first nodes yet; nothing was changed";
-            return Response::Error(WireError::new(Code::NotServing, text));
+            return Response::Error(WireError::new(Code::NotServing, NOT_FOUNDED));
         }
         match command {
             DirectoryCommand::Found {

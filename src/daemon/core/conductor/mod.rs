@@ -9,7 +9,7 @@
 //! what for whom; a shard's own leader refuses what is not safe at its place.
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
-use crate::daemon::core::directory::DirectoryCommand;
+use crate::daemon::core::directory::{Directory, DirectoryCommand};
 use crate::daemon::core::effect::Effects;
 use crate::daemon::core::ledger::LedgerCommand;
 use crate::daemon::core::node::Node;

@@ -55,7 +55,7 @@ impl Node {
             let text = format!("{} ({}) is in the way; nothing was changed", other.id, other.goal);
             return Err(WireError::new(Code::OpConflict, text));
         }
-        let mut view = self.cluster_view(goal.node());
+        let mut view = self.cluster_view(goal.emptied());
         view.settings.pace = op.pace;
         let shard = |id: ShardId| {
             let text = format!("no {id} is known; nothing was changed");

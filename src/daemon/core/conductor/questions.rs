@@ -10,6 +10,13 @@ impl Node {
         request: Request,
         effects: &mut Effects,
     ) {
+        // What is planned before the founders and first shards are written down is outdated a moment later.
+        let is_founded = |directory: &Directory| !directory.map.nodes.is_empty();
+        if !self.directory.as_ref().is_some_and(is_founded) {
+            let mut error = WireError::new(Code::NotServing, crate::daemon::core::directory::NOT_FOUNDED);
+            error.retry_after_ms = self.map.policy.router.retry_ms as u32;
+            return self.reply(waiting, Response::Error(error), None, None, effects);
+        }
         let response = match request {
             Request::ListOps { all } => Response::Ops(self.op_views(all)),
             Request::ShowSettings => {

@@ -506,3 +506,14 @@ fn nobody_registers_before_the_founders() {
     let joined = directory.apply(&join, 0, &mut state);
     assert!(matches!(joined, Response::Registered(info) if info.id == NodeId(3)));
 }
+
+#[test]
+fn a_drain_for_a_restart_plans_no_copy_away() {
+    let mut cluster = Cluster::settled(3);
+    let drain = Goal::Drain {
+        node: NodeId(2),
+        everything: false,
+    };
+    let plan = cluster.plan(drain, None).expect("possible");
+    assert!(plan.steps.iter().all(|step| step.contains("lead")), "{:?}", plan.steps);
+}
