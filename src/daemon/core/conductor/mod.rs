@@ -68,6 +68,8 @@ pub(in crate::daemon::core) struct Conductor {
     asked: BTreeMap<u64, Asked>,
     next_token: u64,
     answers: Vec<(u64, Response)>,
+    /// One of them says that a shard stands still for its merge.
+    stands_still: bool,
     /// What last went wrong with a shard's task.
     trouble: BTreeMap<ShardId, Trouble>,
     /// Since when this node leads the directory.
@@ -179,7 +181,47 @@ impl Node {
 
     /// An answer to something that the conductor asked.
     pub(in crate::daemon::core) fn conductor_answered(&mut self, token: u64, response: Response) {
+        self.conductor.stands_still |= matches!(&response, Response::Shard(shard) if shard.frozen.is_some());
         self.conductor.answers.push((token, response));
+    }
+
+    /// Goes on with merges whose right shard stands still now: nobody serves its keys until the next step is done, and a
+    /// round is up to `ROUND_EVERY` away. Says whether anything was asked.
+    pub(in crate::daemon::core) fn hurry_merges(&mut self, state: &mut dyn State, effects: &mut Effects) -> bool {
+        if !std::mem::take(&mut self.conductor.stands_still) || !self.config.conducts || !self.leads_directory() {
+            return false;
+        }
+        self.take_answers();
+        let Some(directory) = &self.directory else { return false };
+        let stands_still = |right| {
+            let right = self.map.shard(right);
+            right.is_some_and(|right| right.frozen.is_some())
+        };
+        let merges: Vec<(Task, ShardId)> = directory
+            .ledger
+            .tasks
+            .values()
+            .filter_map(|task| match task.step {
+                TaskStep::Merge { right } if stands_still(right) => Some((task.clone(), right)),
+                _ => None,
+            })
+            .collect();
+        let mut has_asked = false;
+        for (task, right) in merges {
+            let op = self
+                .directory
+                .as_ref()
+                .and_then(|directory| directory.ledger.ops.get(&task.op));
+            let is_off = op.is_none_or(|op| op.state.is_over());
+            if self.is_asked(task.shard) {
+                continue;
+            }
+            if let Next::Ask(request) = self.next_of_merge(&task, right, is_off) {
+                self.conductor_ask(task.shard, AskedKind::Task, *request, state, effects);
+                has_asked = true;
+            }
+        }
+        has_asked
     }
 
     /// One round, where this node leads the directory.

@@ -581,6 +581,9 @@ impl Node {
     pub fn settle(&mut self, clock: Clock, state: &mut dyn State, effects: &mut Effects) {
         self.clock = clock;
         self.settle_replicas(state, effects);
+        if self.hurry_merges(state, effects) {
+            self.settle_replicas(state, effects);
+        }
         if std::mem::take(&mut self.unpark) && !self.parked.is_empty() {
             self.retry_parked(state, effects);
             self.settle_replicas(state, effects);
