@@ -49,14 +49,17 @@ fn outcome(options: &Options) -> Result<Report, (Option<Property>, String)> {
     }
 }
 
-/// Nodes that lose messages, power and unsynced writes never disagree, and answer within 10 s of the last fault.
-#[test]
-fn agrees_under_faults_then_recovers() {
-    let secs = variable("ISX_SIM_SECS", 60);
-    let (first, count) = match std::env::var("ISX_SEED") {
+/// The seeds that were asked for, or so many from 1 on.
+fn seeds(otherwise: u64) -> (u64, u64) {
+    match std::env::var("ISX_SEED") {
         Ok(_) => (variable("ISX_SEED", 0), 1),
-        Err(_) => (variable("ISX_SIM_FIRST", 1), variable("ISX_SIM_SEEDS", 40)),
-    };
+        Err(_) => (variable("ISX_SIM_FIRST", 1), variable("ISX_SIM_SEEDS", otherwise)),
+    }
+}
+
+/// Runs so many seeds from `first` on, several at a time, and tells of each that fails; what the others came to, and which
+/// failed.
+fn sweep(test: &str, (first, count): (u64, u64), options: impl Fn(u64) -> Options + Sync) -> (Vec<Report>, Vec<u64>) {
     let jobs = variable(
         "ISX_SIM_JOBS",
         std::thread::available_parallelism().map_or(1, |n| n.get() as u64),
@@ -72,7 +75,8 @@ fn agrees_under_faults_then_recovers() {
                     if seed >= first + count {
                         return;
                     }
-                    match outcome(&options(seed, secs)) {
+                    let options = options(seed);
+                    match outcome(&options) {
                         Ok(report) => {
                             if count == 1 {
                                 println!("{report:?}");
@@ -80,8 +84,9 @@ fn agrees_under_faults_then_recovers() {
                             reports.lock().unwrap().push(report);
                         }
                         Err((_, text)) => {
+                            let secs = options.span.as_millis() / 1_000;
                             let again = format!(
-                                "repeat it: ISX_SEED={seed} ISX_SIM_SECS={secs} ISX_SIM_TRACE=1 cargo test --test simulation -- agrees_under_faults_then_recovers --nocapture"
+                                "repeat it: ISX_SEED={seed} ISX_SIM_SECS={secs} ISX_SIM_TRACE=1 cargo test --test simulation -- {test} --nocapture"
                             );
                             eprintln!("{text}\n{again}\n");
                             failures.lock().unwrap().push(seed);
@@ -93,7 +98,17 @@ fn agrees_under_faults_then_recovers() {
     });
     let mut failures = failures.into_inner().unwrap();
     failures.sort_unstable();
-    let reports = reports.into_inner().unwrap();
+    (reports.into_inner().unwrap(), failures)
+}
+
+/// Nodes that lose messages, power and unsynced writes never disagree, and answer within 10 s of the last fault.
+#[test]
+fn agrees_under_faults_then_recovers() {
+    let secs = variable("ISX_SIM_SECS", 60);
+    let (first, count) = seeds(40);
+    let (reports, failures) = sweep("agrees_under_faults_then_recovers", (first, count), |seed| {
+        options(seed, secs)
+    });
     let sum = |f: fn(&Report) -> u64| reports.iter().map(f).sum::<u64>();
     println!(
         "{} seeds of {secs} s: {} events, {} faults, {} elections, {} snapshots ({} chunks sent, {} kept), {} shards; {} changes of replicas, {} freezes, {} merges, {} thaws, {} copies destroyed; {} messages between entities; {} operations confirmed, {} declined, {} cancelled, {} expired; requests answered {}, failed {}, unknown {}; {} changes followed, {} of them after a gap",
@@ -385,6 +400,25 @@ fn finds_rows_that_are_not_checked() {
     );
 }
 
+/// A planted bug: chunks of a snapshot that broke off are kept for the next one, whatever has been written since. Only where
+/// most snapshots break off, and most of what is behind needs one, does a second attempt meet rows that have changed.
+#[test]
+fn finds_a_stale_chunk_that_is_kept() {
+    let plan = Plan {
+        broken_snapshots: 800,
+        log_tail: 20,
+        ..Plan::only(&[Fault::Isolate, Fault::Crash])
+    };
+    let properties = [
+        Property::Same,
+        Property::Lin,
+        Property::Once,
+        Property::Ver,
+        Property::CatchUp,
+    ];
+    finds_among(Bug::KeepsStaleChunks, plan, 5, &properties);
+}
+
 /// A planted bug: after a split the right half does not know what changed before, and says that nothing did.
 #[test]
 fn finds_a_split_that_forgets_changes() {
@@ -421,37 +455,23 @@ fn with_a_loss(seed: u64) -> Plan {
 
 /// A machine is lost, and stays away or comes back with an empty disk: nothing it says counts, and the others make again
 /// what it held, by themselves or because the operator has it leave, within two minutes.
-///
-/// Open: of seeds 1 to 24 at 20 s, 10 and 22 leave a shard with two voters: one where the directory has only two copies, one where
-/// somebody left a learner on the only node that is free. They are not among the seeds that run by default.
 #[test]
 fn what_a_lost_machine_held_is_made_again() {
-    let (first, count) = match std::env::var("ISX_SEED") {
-        Ok(_) => (variable("ISX_SEED", 0), 1),
-        Err(_) => (variable("ISX_SIM_FIRST", 1), variable("ISX_SIM_BUG_SEEDS", 8)),
-    };
-    let (mut lost, mut turned_away, mut failed) = (0, 0, Vec::new());
-    for seed in first..first + count {
-        let options = Options {
+    let (first, count) = seeds(24);
+    let secs = variable("ISX_SIM_SECS", 20);
+    let (reports, failed) = sweep("what_a_lost_machine_held_is_made_again", (first, count), |seed| {
+        Options {
             nodes: 4 + (seed % 2) as usize,
             plan: Some(with_a_loss(seed)),
-            ..options(seed, variable("ISX_SIM_SECS", 20))
-        };
-        match outcome(&options) {
-            Ok(report) => {
-                lost += u64::from(report.lost);
-                turned_away += report.turned_away;
-            }
-            Err((_, text)) => {
-                eprintln!("{text}\n");
-                failed.push(seed);
-            }
+            ..options(seed, secs)
         }
-    }
+    });
+    let lost = reports.iter().filter(|report| report.lost).count() as u64;
+    let turned_away: u64 = reports.iter().map(|report| report.turned_away).sum();
     println!("{count} seeds: {lost} machines lost, empty disks turned away {turned_away} times");
     assert!(failed.is_empty(), "{failed:?} failed");
     assert!(
-        count == 1 || (lost > count / 2 && turned_away > 0),
+        count < 8 || (lost > count / 2 && turned_away > 0),
         "{lost} lost, {turned_away} turned away"
     );
 }
@@ -464,4 +484,16 @@ fn finds_a_wiped_node_that_is_let_in() {
         ..Plan::only(&[Fault::Wipe, Fault::Isolate])
     };
     finds_among(Bug::AdmitsTheWiped, plan, 4, &[Property::Log]);
+}
+
+/// A planted bug: copies on nodes that are not heard from count as good, so that the last good ones may go, and nobody makes
+/// the others again.
+#[test]
+fn finds_a_lost_copy_that_counts_as_good() {
+    let plan = Plan {
+        conducts: true,
+        ..Plan::only(&[Fault::Wipe, Fault::Isolate])
+    };
+    let properties = [Property::Repl, Property::CatchUp, Property::Back];
+    finds_among(Bug::CountsTheLost, plan, 4, &properties);
 }

@@ -40,11 +40,14 @@ mod planning;
 mod plans;
 mod progress;
 mod questions;
+mod refusals;
 mod splitting;
 mod tasks;
+mod telling;
 
 use planning::{Assumed, scattered};
 use progress::Meter;
+use refusals::LaidBy;
 
 /// What the directory's leader remembers between two rounds; none of it matters to safety.
 #[derive(Debug, Default)]
@@ -98,6 +101,8 @@ pub(in crate::daemon::core) struct Conductor {
     strays: BTreeMap<(ShardId, ReplicaId), Time>,
     /// Since when a merge's right shard is seen frozen, by the left one.
     frozen_since: BTreeMap<ShardId, Time>,
+    /// Tasks that were taken back because their shards refuse them.
+    laid_by: BTreeMap<ShardId, LaidBy>,
 }
 
 #[derive(Debug)]
@@ -247,6 +252,7 @@ impl Node {
         }
         self.smooth_loads();
         self.take_answers();
+        self.forget_laid_by();
         self.tend_tasks(state, effects);
         self.tend_splits(state, effects);
         self.remove_strays(state, effects);

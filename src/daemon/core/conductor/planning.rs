@@ -1,5 +1,6 @@
 //! From what is known to what begins next.
 use super::*;
+use crate::daemon::core::node::PlantedBug;
 
 impl Node {
     pub(super) fn is_up(&self, node: NodeId) -> bool {
@@ -62,7 +63,10 @@ impl Node {
                 (false, Some(&heard)) => heard,
                 (false, None) => self.conductor.since.unwrap_or(now),
             };
-            let silent = now.since(heard);
+            let silent = match self.config.planted {
+                PlantedBug::CountsTheLost => Span(0),
+                _ => now.since(heard),
+            };
             let health = if silent <= crate::daemon::core::limits::PEER_SILENT_AFTER {
                 Health::Up
             } else if silent <= DOWN_AFTER {
@@ -299,10 +303,12 @@ impl Node {
             }
         }
         let steps = plan::next_steps(&view, &goals, &running, &Limits::of(&view));
-        self.conductor.spread_left = steps.iter().filter(|step| step.why > Why::Drain).count() as u64;
+        let mut spread_left = 0;
         for step in &steps {
-            self.begin_step(&ledger, step, &view, None);
+            let is_for_evenness = self.begin_step(&ledger, step, &view, None);
+            spread_left += u64::from(is_for_evenness || step.why > Why::Drain);
         }
+        self.conductor.spread_left = spread_left;
         running.extend(steps);
         let scatters = ledger.open().filter(|op| op.state == OpState::Running);
         for op in scatters.filter(|op| matches!(op.goal, Goal::Scatter { .. })) {
@@ -336,7 +342,13 @@ impl Node {
                 },
             };
             match op.goal {
-                Goal::Move { shard, from, to } => begins.push(swap(shard, Some(to), Some(from))),
+                Goal::Move { shard, from, to } => match self.is_made_idle(ledger, shard, from, to) {
+                    true => fails.push((
+                        op.id,
+                        format!("{to} has a copy of {shard} by now, beside that of {from}"),
+                    )),
+                    false => begins.push(swap(shard, Some(to), Some(from))),
+                },
                 Goal::AddReplica { shard, to } => begins.push(swap(shard, Some(to), None)),
                 Goal::RemoveReplica { shard, from } => begins.push(swap(shard, None, Some(from))),
                 Goal::Replace { old, new } => {
@@ -359,7 +371,9 @@ impl Node {
                         if ledger.tasks.contains_key(&l.id)
                             || ledger.tasks.contains_key(&r.id)
                             || l.settled_nodes().is_none()
-                            || r.settled_nodes().is_none() => {}
+                            || r.settled_nodes().is_none()
+                            || self.has_lost_copy(l)
+                            || self.has_lost_copy(r) => {}
                     (Some(l), Some(r)) => match align(l, r) {
                         Ok(Some((add, remove))) => begins.push(swap(right, Some(add), Some(remove))),
                         Ok(None) => begins.push(Task {
@@ -379,7 +393,8 @@ impl Node {
             self.begin_cut(shard, at);
         }
         for task in begins {
-            if !ledger.tasks.contains_key(&task.shard) && !self.is_reached(&ledger.ops[&task.op].goal) {
+            let rests = self.rests(task.shard, &task.step);
+            if !rests && !ledger.tasks.contains_key(&task.shard) && !self.is_reached(&ledger.ops[&task.op].goal) {
                 self.ledger(LedgerCommand::Begin(task));
             }
         }
@@ -388,14 +403,34 @@ impl Node {
         }
     }
 
-    /// `asked` is the operation that wants it, where it is not for the planner to know.
+    /// Whether a shard that is at nothing has voters at both ends of a move: somebody else put the other one there.
+    fn is_made_idle(
+        &self,
+        ledger: &crate::daemon::core::ledger::Ledger,
+        shard: ShardId,
+        from: NodeId,
+        to: NodeId,
+    ) -> bool {
+        let votes_on = |shard: &ShardDescriptor, node: NodeId| {
+            let copy = shard.replica_on(node);
+            copy.is_some_and(|copy| copy.role == ReplicaRole::Voter)
+        };
+        !ledger.tasks.contains_key(&shard)
+            && self
+                .map
+                .shard(shard)
+                .is_some_and(|shard| votes_on(shard, from) && votes_on(shard, to))
+    }
+
+    /// `asked` is the operation that wants it, where it is not for the planner to know. Says whether it is a rebalancing's:
+    /// what no other operation wants is, and such an operation is not over before that is done, whatever it is for.
     pub(super) fn begin_step(
         &mut self,
         ledger: &crate::daemon::core::ledger::Ledger,
         step: &Step,
         view: &ClusterView,
         asked: Option<&Op>,
-    ) {
+    ) -> bool {
         let running = |goal: &dyn Fn(&Goal) -> bool| ledger.open().find(|op| goal(&op.goal));
         let (add, remove) = match step.kind {
             StepKind::TransferLeader { to, .. } => {
@@ -408,7 +443,7 @@ impl Node {
                     at_ms: self.clock.now.since(Time(0)).as_millis(),
                 });
                 self.transfers.push((step.shard, to));
-                return;
+                return false;
             }
             StepKind::Split { by, .. } => {
                 if let Some(shard) = self.map.shard(step.shard)
@@ -438,7 +473,7 @@ impl Node {
                         },
                     );
                 }
-                return;
+                return false;
             }
             StepKind::Merge { right } => {
                 let goal = Goal::Merge {
@@ -448,7 +483,7 @@ impl Node {
                 if ledger.same(&goal, RequestId(0)).is_none() {
                     self.start_own(goal, "small neighbours");
                 }
-                return;
+                return false;
             }
             StepKind::AddReplica { node } => (Some(node), None),
             StepKind::SwapReplica { from, to, .. } => (Some(to), Some(from)),
@@ -467,25 +502,32 @@ impl Node {
             (Some(op), _) => Some(op),
             (None, Some(node)) => {
                 self.start_own(Goal::Heal { node: node.id }, "it does not answer");
-                return;
+                return false;
             }
             (None, None) => running(&|goal: &Goal| *goal == Goal::Rebalance),
         };
         let Some(op) = op else {
             self.start_own(Goal::Rebalance, &format!("{}", step.why));
-            return;
+            return true;
         };
-        if op.state == OpState::Running {
-            let op = op.id;
-            self.ledger(LedgerCommand::Begin(Task {
-                shard: step.shard,
-                op,
-                step: TaskStep::Swap {
-                    add: add.map(|node| (node, ReplicaId(0))),
-                    remove,
-                },
-            }));
+        let is_rebalance = op.goal == Goal::Rebalance;
+        // Whoever pauses a rebalancing does not mean lost copies.
+        let (op, is_running) = (
+            op.id,
+            op.state == OpState::Running || is_rebalance && step.why == Why::Heal,
+        );
+        let task = Task {
+            shard: step.shard,
+            op,
+            step: TaskStep::Swap {
+                add: add.map(|node| (node, ReplicaId(0))),
+                remove,
+            },
+        };
+        if is_running && !self.rests(task.shard, &task.step) {
+            self.ledger(LedgerCommand::Begin(task));
         }
+        is_rebalance
     }
 
     pub(super) fn start_own(&mut self, goal: Goal, because: &str) {

@@ -239,14 +239,11 @@ impl Node {
             }
             let trouble = self.conductor.trouble.get(&task.shard);
             if let Some(trouble) = trouble.filter(|trouble| now.since(trouble.first) > TELL_TROUBLE_AFTER) {
-                blocked.push(OpBlocker {
-                    code: trouble.code.clone(),
-                    object: task.shard.to_string(),
-                    text: trouble.text.clone(),
-                    next: format!("isxctl shard show {}", task.shard),
-                    since_ms: Some(self.clock.wall_ms.saturating_sub(now.since(trouble.first).as_millis())),
-                });
+                blocked.push(self.tell_trouble(task.shard, trouble));
             }
+        }
+        for (shard, trouble) in self.laid_by_of(op.id).filter(|_| !is_over) {
+            blocked.push(self.tell_trouble(shard, trouble));
         }
         if !is_over && tasks == 0 && left > 0 {
             // Nothing is under way: what the planner has to say is what stands in the way.
@@ -274,6 +271,17 @@ impl Node {
             steps,
             blocked,
             tolerance: (tolerance, tolerance, tolerance),
+        }
+    }
+
+    fn tell_trouble(&self, shard: ShardId, trouble: &Trouble) -> OpBlocker {
+        let since = self.clock.now.since(trouble.first).as_millis();
+        OpBlocker {
+            code: trouble.code.clone(),
+            object: shard.to_string(),
+            text: trouble.text.clone(),
+            next: format!("isxctl shard show {shard}"),
+            since_ms: Some(self.clock.wall_ms.saturating_sub(since)),
         }
     }
 

@@ -50,6 +50,7 @@ impl Node {
             if rests || self.is_asked(task.shard) {
                 continue;
             }
+            let is_off = is_off || self.is_laid_by(&task);
             let next = match task.step {
                 TaskStep::Swap { add, remove } => self.next_of_swap(&task, add, remove, is_off),
                 TaskStep::Merge { right } => self.next_of_merge(&task, right, is_off),
@@ -63,6 +64,7 @@ impl Node {
                         add: Some((to, _)),
                         remove: Some(from),
                     } = task.step
+                        && self.has_moved(task.shard, from, to)
                     {
                         let at_ms = now.since(Time(0)).as_millis();
                         self.conductor.recent.push_back(RecentMove {
@@ -191,7 +193,10 @@ impl Node {
             }
             (Some(_), Some(added)) if added.role == ReplicaRole::Learner => {
                 let mut changes = vec![ReplicaChange::Promote { replica: added.id }];
-                if let Some(removed) = removed.filter(|removed| removed.role == ReplicaRole::Voter) {
+                // Somebody must be there to lead while the votes change hands: where nobody else is, the new copy votes
+                // first, and takes over when the old one goes.
+                let removed = removed.filter(|removed| removed.role == ReplicaRole::Voter);
+                if let Some(removed) = removed.filter(|removed| self.has_other_voter(shard, removed.id)) {
                     changes.push(ReplicaChange::Demote { replica: removed.id });
                 }
                 change(changes)
@@ -205,6 +210,25 @@ impl Node {
                 None => Next::End,
             },
         }
+    }
+
+    /// Whether a copy is at `to` now, and none at `from`.
+    fn has_moved(&self, shard: ShardId, from: NodeId, to: NodeId) -> bool {
+        let shard = self.map.shard(shard);
+        shard.is_some_and(|shard| shard.replica_on(to).is_some() && shard.replica_on(from).is_none())
+    }
+
+    /// Whether another voter than `without` is on a node that is up.
+    fn has_other_voter(&self, shard: &ShardDescriptor, without: ReplicaId) -> bool {
+        let is_fit = |other: &ReplicaDescriptor| {
+            other.id != without && other.role == ReplicaRole::Voter && self.is_up(other.node)
+        };
+        shard.replicas.iter().any(is_fit)
+    }
+
+    /// Whether a shard has a copy on a lost node.
+    pub(super) fn has_lost_copy(&self, shard: &ShardDescriptor) -> bool {
+        shard.replicas.iter().any(|replica| self.is_lost(replica.node))
     }
 
     /// Whether a shard has a voter on a lost node, and the one on `node` is not lost.
@@ -246,6 +270,8 @@ impl Node {
                 id,
             }),
             None if is_off => Next::End,
+            // What is lost is made again first: a merge is never urgent.
+            None if self.has_lost_copy(left) || self.has_lost_copy(right) => Next::End,
             None if left.range.end != right.range.start || left.settled_nodes() != right.settled_nodes() => Next::End,
             None => {
                 // A freeze stops the shard: not before everybody who has to confirm it is there.

@@ -144,6 +144,8 @@ pub enum PlantedBug {
     SplitForgetsChanges,
     /// A peer whose store is another one than it registered with is let in.
     AdmitsTheWiped,
+    /// Copies on nodes that are not heard from count as good: for whoever heals, and for who lets voters go.
+    CountsTheLost,
 }
 
 /// A service of a new cluster.

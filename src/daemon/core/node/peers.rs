@@ -283,7 +283,10 @@ impl Node {
         );
         // A split's child has the same replica ids as its parent.
         let may_be_born = self.replicas.values().any(|replica| replica.id == raft.to);
-        if (now.since(since) > STASH_FOR || !may_be_born) && from_leader {
+        let has_waited = now.since(since) > STASH_FOR;
+        // Whoever asks for a vote may be the last one that has the shard's rows: a split's child whose third copy was lost
+        // before this one came about. A copy that has promised nothing may vote.
+        if (has_waited || !may_be_born) && from_leader || has_waited && votes {
             // It is not: this node is to get the shard by snapshot.
             self.unknown_since.remove(&shard);
             let mut meta = replica::empty_meta(shard);

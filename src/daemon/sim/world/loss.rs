@@ -20,7 +20,7 @@ pub(super) struct Loss {
 
 /// Down for so long before its disk goes, the others know that it is.
 const DOWN_FIRST: Span = Span::millis(2_500);
-/// Copies that a shard wants: as many as the services ask for.
+/// Copies of the directory, and of what nobody said anything about.
 const COPIES: usize = 3;
 
 impl World {
@@ -178,21 +178,40 @@ impl World {
         asks
     }
 
+    /// Copies that a shard is to have, as the directory says.
+    fn copies_wanted(&self, shard: &ShardDescriptor) -> usize {
+        if shard.id == DIRECTORY_SHARD {
+            return COPIES;
+        }
+        let maps = self
+            .living()
+            .filter_map(|machine| Some(machine.process.as_ref()?.node.map()));
+        let newest = maps.max_by_key(|map| map.version);
+        let wanted = newest.and_then(|map| {
+            let service = map.services.get(shard.range.service());
+            map.policy.replicas_of(shard).or_else(|| Some(service?.replicas))
+        });
+        wanted.map_or(COPIES, |wanted| wanted as usize)
+    }
+
     /// A shard that has not all its copies, or still one on the lost machine.
     pub(super) fn unhealed(&self) -> Option<String> {
         let loss = self.lost?;
         let lost = self.machines[loss.machine].id;
+        let living = self.living().count();
+        let is_too_many = |shard: &ShardDescriptor| self.copies_wanted(shard) > living;
         for shard in self.cover.shards() {
             let voters = shard
                 .replicas
                 .iter()
                 .filter(|replica| replica.node != lost && replica.role == ReplicaRole::Voter)
                 .count();
-            if voters < COPIES {
+            if voters < self.copies_wanted(shard).min(living) {
                 return Some(format!("{} has {voters} voters on living nodes: {shard:?}", shard.id));
             }
             // Of five members the directory wants a copy each, and four are there.
-            let may_stay = shard.id == DIRECTORY_SHARD && self.machines.len() >= 5 && !loss.leaves;
+            let is_directory = shard.id == DIRECTORY_SHARD && self.machines.len() >= 5 && !loss.leaves;
+            let may_stay = is_directory || is_too_many(shard);
             if shard.replica_on(lost).is_some() && !may_stay {
                 return Some(format!("{} has a copy on {lost}, which is lost: {shard:?}", shard.id));
             }
@@ -201,7 +220,9 @@ impl World {
             let process = machine.process.as_ref()?;
             Some(process.node.map().nodes.get(&lost)?.membership == Membership::Gone)
         };
-        if loss.leaves && !self.living().all(|machine| is_gone(machine) == Some(true)) {
+        // Nobody leaves as long as some shard wants more copies than there would be nodes.
+        let can_leave = !self.cover.shards().any(is_too_many);
+        if loss.leaves && can_leave && !self.living().all(|machine| is_gone(machine) == Some(true)) {
             return Some(format!("{lost} is still a member"));
         }
         self.laggard()

@@ -85,6 +85,8 @@ pub enum Bug {
     SplitForgetsTimers,
     /// A node whose disk was wiped is let in under its old name.
     AdmitsTheWiped,
+    /// Copies on nodes that are not heard from count as good.
+    CountsTheLost,
 }
 
 /// What a run is like.
@@ -562,6 +564,7 @@ impl World {
                     Bug::SplitForgetsTimers => PlantedBug::SplitForgetsTimers,
                     Bug::SplitForgetsChanges => PlantedBug::SplitForgetsChanges,
                     Bug::AdmitsTheWiped => PlantedBug::AdmitsTheWiped,
+                    Bug::CountsTheLost => PlantedBug::CountsTheLost,
                     Bug::None | Bug::AckBeforeSync | Bug::TrustsTheDisk | Bug::KeepsStaleChunks => PlantedBug::None,
                 },
             };
@@ -793,6 +796,9 @@ impl World {
             };
             text.push_str(&format!("  {} is {state}\n", machine.id));
             let Some(process) = &machine.process else { continue };
+            for line in process.node.undertakings() {
+                text.push_str(&format!("    {line}\n"));
+            }
             replicas(&process.node, |replica| {
                 let part = if replica.is_leader { "leads" } else { "follows" };
                 text.push_str(&format!(
