@@ -274,9 +274,11 @@ impl Node {
             None if self.has_lost_copy(left) || self.has_lost_copy(right) => Next::End,
             None if left.range.end != right.range.start || left.settled_nodes() != right.settled_nodes() => Next::End,
             None => {
-                // A freeze stops the shard: not before everybody who has to confirm it is there.
+                // A freeze stops the shard: not before everybody who has to confirm it is there and has all entries.
                 let absent = right.replicas.iter().find(|replica| !self.is_up(replica.node));
-                if absent.is_some() || left.is_joint() || right.is_joint() || left.frozen.is_some() {
+                let load = self.conductor.loads.get(&right.id);
+                let is_behind = load.is_some_and(|(_, load)| !load.behind.is_empty());
+                if absent.is_some() || is_behind || left.is_joint() || right.is_joint() || left.frozen.is_some() {
                     return Next::Wait;
                 }
                 ask(Request::FreezeShard {
