@@ -46,7 +46,7 @@ pub struct BenchArgs {
     /// Number of different keys, chosen uniformly
     #[arg(long, default_value_t = 100_000, value_parser = clap::value_parser!(u32).range(1..))]
     pub keys: u32,
-    /// Seconds to measure
+    /// Seconds to measure; Ctrl-C ends it earlier, with the report
     #[arg(long, default_value_t = 10)]
     pub duration: u64,
     /// Seconds to run before measuring
@@ -186,9 +186,14 @@ pub async fn run(client: &Client, args: &BenchArgs, servers: &[i32], progress: &
     let began = Instant::now();
     progress.set_length(args.duration);
     progress.set_message("measuring");
+    // Ctrl-C ends the load and not the report.
+    let interrupted = tokio::signal::ctrl_c();
+    tokio::pin!(interrupted);
     for _ in 0..args.duration {
-        tokio::time::sleep(Duration::from_secs(1)).await;
-        progress.inc(1);
+        tokio::select! {
+            () = tokio::time::sleep(Duration::from_secs(1)) => progress.inc(1),
+            _ = &mut interrupted => break,
+        }
     }
     shared.measuring.store(false, Relaxed);
     let measured = began.elapsed();
