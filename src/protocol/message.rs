@@ -139,7 +139,7 @@ pub enum SliceSum {
 }
 
 /// What a node tells of itself.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub struct Report {
     /// The sender.
     pub node: NodeId,

@@ -302,7 +302,15 @@ impl Node {
                 });
             }
         }
-        let steps = plan::next_steps(&view, &goals, &running, &Limits::of(&view));
+        let mut steps = plan::next_steps(&view, &goals, &running, &Limits::of(&view));
+        // What an operation names is its own: a shard that it has moved would come back before it is seen to be done, and
+        // then it never would be.
+        let named: BTreeSet<ShardId> = ledger
+            .open()
+            .filter(|op| op.state == OpState::Running)
+            .flat_map(|op| op.goal.shards())
+            .collect();
+        steps.retain(|step| step.why <= Why::Drain || !named.contains(&step.shard));
         let mut spread_left = 0;
         for step in &steps {
             let is_for_evenness = self.begin_step(&ledger, step, &view, None);

@@ -19,6 +19,16 @@ impl Node {
             self.load_reported(from, load.clone());
         }
         if !self.leads_directory() {
+            // It has just started, and knows the members of long ago. The directory may be with none of them by now, so that
+            // it would tell its leader nothing and hear nothing from there.
+            if report.map_version == 0 && self.told.version > 0 {
+                let mut view = self.told.view();
+                view.schemas = self.map.schemas_since(report.schema_revision);
+                effects.push(Effect::Send {
+                    to: from,
+                    message: Message::Map(view),
+                });
+            }
             return;
         }
         let Some(directory) = &self.directory else { return };

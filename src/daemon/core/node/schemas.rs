@@ -182,6 +182,13 @@ impl Node {
         let Some(directory) = &self.directory else {
             return Err(replica::not_leader());
         };
+        if directory.map.nodes.is_empty() {
+            // It leads before its first entry is applied: no services yet.
+            return Err(WireError::new(
+                Code::NotServing,
+                "the directory has not written down its services yet; nothing was changed",
+            ));
+        }
         let unknown = schemas
             .iter()
             .find(|new| !directory.map.services.contains_key(&new.service));

@@ -2,6 +2,7 @@
 use super::*;
 use crate::daemon::core::directory::{Directory, DirectoryCommand};
 use crate::daemon::core::time::Span;
+use crate::protocol::message::{Message, Report};
 use crate::protocol::op::{Goal, Intent, Op, OpState, OpView, Scope, Settings};
 use crate::protocol::operator::*;
 use crate::protocol::shard_map::ShardMap;
@@ -516,4 +517,47 @@ fn a_drain_for_a_restart_plans_no_copy_away() {
     };
     let plan = cluster.plan(drain, None).expect("possible");
     assert!(plan.steps.iter().all(|step| step.contains("lead")), "{:?}", plan.steps);
+}
+
+/// A node that starts again knows the members it was founded with, and none of those need have the directory any more.
+#[test]
+fn who_knows_nothing_yet_is_told_by_anybody() {
+    let mut cluster = Cluster::settled(3);
+    let leads = |cluster: &Cluster, node: u64| cluster.nodes[&NodeId(node)].0.leads_directory();
+    let (asked, fresh) = match (1..=3).find(|&node| leads(&cluster, node)) {
+        Some(1) => (2, 3),
+        Some(2) => (1, 3),
+        _ => (1, 2),
+    };
+    let mut told = |map_version| {
+        let report = Report {
+            node: NodeId(fresh),
+            map_version,
+            ..Report::default()
+        };
+        let clock = cluster.clock();
+        let (node, rows) = cluster.nodes.get_mut(&NodeId(asked)).expect("a member");
+        let mut effects = Effects::new();
+        let input = Input::Received {
+            from: NodeId(fresh),
+            messages: vec![Message::Report(report)],
+        };
+        node.step(clock, input, rows, &mut effects);
+        node.settle(clock, rows, &mut effects);
+        effects.into_iter().find_map(|effect| match effect {
+            Effect::Send {
+                to,
+                message: Message::Map(view),
+            } if to == NodeId(fresh) => Some(view),
+            _ => None,
+        })
+    };
+    let view = told(0).expect("a map");
+    assert!(
+        view.version > 0 && view.nodes.iter().all(|info| info.store_id != 0),
+        "{view:?}"
+    );
+    assert_eq!((view.nodes.len(), view.shards.len()), (3, 2));
+    // Whoever knows the directory's leader hears the rest from there.
+    assert_eq!(told(view.version), None);
 }
