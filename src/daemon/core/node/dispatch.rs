@@ -336,6 +336,15 @@ impl Sender {
 }
 
 impl Dispatch {
+    /// Batches are named from `first` on. An answer to one that was sent before this node went down may still be on its way:
+    /// taken for that of another batch, it would call messages applied that were never delivered.
+    pub(super) fn new(first: u64) -> Self {
+        Self {
+            next_batch: first,
+            ..Self::default()
+        }
+    }
+
     pub(super) fn sender(&mut self, shard: ShardId) -> Option<&mut Sender> {
         self.senders.get_mut(&shard)
     }

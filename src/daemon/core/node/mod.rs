@@ -325,6 +325,11 @@ impl Node {
     ) -> Result<Self, StateError> {
         let now = clock.now;
         let fresh = recovered.replicas.is_empty() && recovered.log.is_empty();
+        // Answers to what this node asked before it went down may still be on their way: their names must not be given out
+        // again.
+        let mut names = fastrand::Rng::with_seed(
+            config.seed ^ clock.wall_ms.rotate_left(20) ^ recovered.last_seq.0.rotate_left(42) ^ now.0,
+        );
         let mut node = Self {
             clock,
             started: now,
@@ -345,12 +350,7 @@ impl Node {
             condemned_at: (0, 0, 0),
             forwards: BTreeMap::new(),
             forwards_seen: BTreeMap::new(),
-            // Replies to what this node asked before it went down may still be on their way: their names must not be given
-            // out again.
-            next_forward: fastrand::Rng::with_seed(
-                config.seed ^ clock.wall_ms.rotate_left(20) ^ recovered.last_seq.0.rotate_left(42) ^ now.0,
-            )
-            .u64(1..1 << 62),
+            next_forward: names.u64(1..1 << 62),
             orphans: BTreeMap::new(),
             stash: VecDeque::new(),
             unknown_since: BTreeMap::new(),
@@ -401,7 +401,7 @@ impl Node {
             transfers: Vec::new(),
             store_bytes: 0,
             refusing: false,
-            dispatch: dispatch::Dispatch::default(),
+            dispatch: dispatch::Dispatch::new(names.u64(1..1 << 62)),
             births: births::Births::default(),
             schemas: schemas::Schemas::default(),
             stopping: None,
