@@ -15,9 +15,7 @@ cleanup() { [ -z "$load" ] || kill "$load" 2>/dev/null || true; "$isxctl" dev do
 trap cleanup EXIT
 say() { printf '\n== %s  %s\n' "$(date +%H:%M:%S)" "$*"; }
 keys=$((mib * 64))
-bench() {
-  "$isxctl" bench --workload mix --rate "$rate" --clients 64 --keys $keys --value-bytes 16384 --warmup 1 "$@"
-}
+bench=("$isxctl" bench --workload mix --rate "$rate" --clients 64 --keys $keys --value-bytes 16384 --warmup 1)
 leader() { "$isxctl" shard list --filter SERVICE=campaign -o plain --columns LEADER; }
 staged() { du -sm "$ISX_DEV_DIR/$new/data/staging" 2>/dev/null | cut -f1 || echo 0; }
 staged_over() {
@@ -31,13 +29,13 @@ staged_over() {
 say "three copies of one shard with $keys documents of 16 KiB"
 "$isxctl" dev up --nodes 3 --presplit 1 --fresh >/dev/null
 "$isxctl" --yes cluster set --auto-split false --auto-rebalance false >/dev/null
-bench --preload --duration 1 >/dev/null
+"${bench[@]}" --preload --duration 1 >/dev/null
 new=$("$isxctl" dev add | sed -n 's/ joined.*//p')
 "$isxctl" shard list --filter SERVICE=campaign
 say "before: 10 s of $rate requests per second"
-bench --duration 10
+"${bench[@]}" --duration 10
 say "meanwhile"
-bench --duration 300 --verify >"$work/load" 2>&1 &
+"${bench[@]}" --duration 300 --verify >"$work/load" 2>&1 &
 load=$!
 sleep 2
 lead=$(leader)
