@@ -105,15 +105,18 @@ impl Node {
             merge_bytes: 0,
             min_shards: 1,
         });
-        // Five copies of the directory where there are five nodes that stay.
+        // Five copies of the directory where there are five nodes that stay, and three while one of the five is lost: there
+        // is no other node for its copy.
         let stays = |node: &&NodeView| {
             // A node that is drained for a restart keeps its copies.
             node.membership == Membership::Active && node.intent != Intent::DrainAll && Some(node.id) != emptied
         };
         let members = view.nodes.iter().filter(stays).count();
+        let is_there = |node: &&NodeView| stays(node) && !node.is_lost(&view.settings);
+        let has_five = view.nodes.iter().filter(is_there).count() >= 5;
         view.rules.push(Rule {
             name: "directory".to_owned(),
-            replicas: if members >= 5 { 5 } else { 3.min(members.max(1) as u32) },
+            replicas: if has_five { 5 } else { 3.min(members.max(1) as u32) },
             ..Rule::default()
         });
         let mut index = BTreeMap::new();

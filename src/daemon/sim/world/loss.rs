@@ -209,10 +209,7 @@ impl World {
             if voters < self.copies_wanted(shard).min(living) {
                 return Some(format!("{} has {voters} voters on living nodes: {shard:?}", shard.id));
             }
-            // Of five members the directory wants a copy each, and four are there.
-            let is_directory = shard.id == DIRECTORY_SHARD && self.machines.len() >= 5 && !loss.leaves;
-            let may_stay = is_directory || is_too_many(shard);
-            if shard.replica_on(lost).is_some() && !may_stay {
+            if shard.replica_on(lost).is_some() && !is_too_many(shard) {
                 return Some(format!("{} has a copy on {lost}, which is lost: {shard:?}", shard.id));
             }
         }
