@@ -31,11 +31,11 @@ say "a new cluster of three nodes"
 run dev up --nodes 3 --fresh --presplit 6
 run cluster set --heal-after 10s --auto-split false
 say "quiet: 15 s of $rate requests per second"
-run bench --workload mix --rate "$rate" --clients 256 --keys 6400 --preload --duration 15
+bench=(bench --workload mix --rate "$rate" --clients 256 --keys "${KEYS:-40000}" --value-bytes 1024 --preload)
+run "${bench[@]}" --duration 15 | tee "$work/quiet"
 
 say "the load goes on from here"
-"$isxctl" bench --workload mix --rate "$rate" --clients 256 --keys 6400 --seed 2 --preload --verify --duration "${LOAD_S:-150}" \
-  >"$work/load" 2>&1 &
+"$isxctl" "${bench[@]}" --seed 2 --verify --duration "${LOAD_S:-100}" >"$work/load" 2>&1 &
 load=$!
 began=$SECONDS
 sleep 5
@@ -89,4 +89,9 @@ say "the load ran $((SECONDS - began)) s so far; waiting for its end"
 wait "$load" && status=0 || status=$?
 load=
 cat "$work/load"
+p99() { sed -n "s/^$1 .* p99 \([0-9.]*\) .*/\1/p" "$2"; }
+for verb in put get; do
+  awk -v v=$verb -v q="$(p99 $verb "$work/quiet")" -v l="$(p99 $verb "$work/load")" \
+    'BEGIN { printf "p99 %s  quiet %s ms, all this while %s ms: %.1f times\n", v, q, l, l / q }'
+done
 exit $status
