@@ -497,3 +497,69 @@ fn finds_a_lost_copy_that_counts_as_good() {
     let properties = [Property::Repl, Property::CatchUp, Property::Back];
     finds_among(Bug::CountsTheLost, plan, 4, &properties);
 }
+
+/// Combined objects, actions, aggregates and deletes under all faults: a parent and its children are one entry, a child is what
+/// its messages have made of it, and what parents know of their children is what a look at all of them finds.
+#[test]
+fn families_stay_whole() {
+    let (first, count) = match std::env::var("ISX_SEED") {
+        Ok(_) => (variable("ISX_SEED", 0), 1),
+        Err(_) => (variable("ISX_SIM_FIRST", 1), variable("ISX_SIM_BUG_SEEDS", 12)),
+    };
+    let (mut combined, mut messages, mut failed) = (0, 0, Vec::new());
+    for seed in first..first + count {
+        let options = Options {
+            families: true,
+            ..options(seed, variable("ISX_SIM_SECS", 30))
+        };
+        match outcome(&options) {
+            Ok(report) => {
+                combined += report.combined;
+                messages += report.messages;
+            }
+            Err((_, text)) => {
+                eprintln!("{text}\n");
+                failed.push(seed);
+            }
+        }
+    }
+    println!("{count} seeds: {combined} combined objects, {messages} messages");
+    assert!(failed.is_empty(), "{failed:?} failed");
+    assert!(combined > 20 * count, "only {combined} combined objects");
+}
+
+/// A planted bug: what a child feeds is counted twice.
+#[test]
+fn finds_an_aggregate_that_is_fed_twice() {
+    finds_in_families(Bug::FeedsTwice);
+}
+
+/// A planted bug: after a split the right half does not know the children of its entities any more, so that some are left
+/// behind by a delete, and sums are wrong.
+#[test]
+fn finds_children_that_do_not_follow_a_split() {
+    finds_in_families(Bug::SplitForgetsChildren);
+}
+
+fn finds_in_families(bug: Bug) {
+    let seeds = variable("ISX_SIM_BUG_SEEDS", 30);
+    for seed in 1..=seeds {
+        let options = Options {
+            bug,
+            families: true,
+            nodes: 3,
+            engine: Some(Engine::Model),
+            plan: Some(Plan::only(&[])),
+            ..options(seed, 30)
+        };
+        match outcome(&options) {
+            Ok(_) => {}
+            Err((Some(Property::Whole), text)) => {
+                println!("{bug:?} was found after {seed} seeds:\n{text}");
+                return;
+            }
+            Err((_, text)) => panic!("{bug:?} broke something else: {text}"),
+        }
+    }
+    panic!("{seeds} seeds did not notice {bug:?}");
+}

@@ -4,6 +4,7 @@ pub mod bank;
 pub mod check;
 pub mod clock;
 mod disk;
+pub mod family;
 pub mod fault;
 pub mod lin;
 mod machine;

@@ -21,8 +21,11 @@ use crate::protocol::shard_map::{ShardDescriptor, ShardMap};
 use crate::protocol::target::Target;
 
 mod budget;
+mod family;
 pub use budget::{BUDGET_MAX, HOLDERS};
 use budget::{Budget, BudgetKind};
+pub use family::{CHILDREN, Combined, LOOSE, PARENTS, RARE_CHILDREN};
+use family::{FamilyClient, FamilyKind};
 
 /// What clients have in common.
 #[derive(Debug, Clone)]
@@ -31,6 +34,10 @@ pub struct Stage {
     pub nodes: Vec<NodeId>,
     /// Services with their hot keys, in order.
     pub keys: Vec<(String, Vec<String>)>,
+    /// Schemas that clients are to give the cluster: service and text.
+    pub schemas: Vec<(String, String)>,
+    /// Every shard judges by them.
+    pub is_in_effect: bool,
 }
 
 /// What a client wants done.
@@ -67,6 +74,8 @@ pub enum Mode {
     Messages,
     /// Draws tentative operations, and entities that end by themselves.
     Budget,
+    /// Draws combined objects, and changes of parents and children.
+    Family,
     /// Draws splits, moves, merges and leader transfers.
     Operator,
     /// Takes back freezes that somebody left behind.
@@ -108,6 +117,9 @@ pub struct Client {
     /// What it follows, if that is what it does.
     pub watcher: Option<Watcher>,
     budget: Budget,
+    family: FamilyClient,
+    /// Combined objects that it has asked for.
+    pub combined: Vec<Combined>,
     /// Everything it was told.
     pub records: Vec<Record>,
     /// Messages that it was told its writes have sent.
@@ -146,6 +158,7 @@ enum Kind {
     /// A write of an entity that has messages.
     Mail,
     Budget(BudgetKind),
+    Family(FamilyKind),
     List {
         service: String,
         to: Position,
@@ -198,6 +211,8 @@ impl Client {
             last_written: None,
             watcher: None,
             budget: Budget::default(),
+            family: FamilyClient::default(),
+            combined: Vec::new(),
             records: Vec::new(),
             sent: Vec::new(),
             rng,
@@ -411,6 +426,10 @@ impl Client {
             }
             (Kind::Budget(kind), response) => {
                 self.take_budget(kind, &task.request, response, now)?;
+                Ok(Next::Done)
+            }
+            (&Kind::Family(kind), response) => {
+                self.take_family(kind, &task.request, response)?;
                 Ok(Next::Done)
             }
             (Kind::Forbidden, Response::Error(error)) if error.code == Code::Forbidden => Ok(Next::Done),
@@ -692,6 +711,7 @@ impl Client {
             Mode::Entities => self.start_entities(now, moment, stage, acts),
             Mode::Messages => self.start_messages(now, moment, stage, acts),
             Mode::Budget => self.start_budget(now, moment, stage, acts),
+            Mode::Family => self.start_family(now, moment, stage, acts),
         }
     }
 

@@ -135,6 +135,7 @@ impl Node {
                 if let Response::Split { right, .. } = &response {
                     self.forget_sources(&right.range, state)?;
                     self.forget_timers(&right.range, state)?;
+                    self.forget_children(&right.range, state)?;
                 }
                 response
             }

@@ -183,18 +183,31 @@ impl Node {
         if self.config.planted != PlantedBug::SplitForgetsSources {
             return Ok(());
         }
-        let mut rows = Vec::new();
-        state.scan(&range.start.0, &range.end.0, &mut |row, _| {
-            if split_row_key(row).is_some_and(|(_, kind, _)| kind == RowKind::Source as u8) {
-                rows.push(row.clone());
-            }
-            ControlFlow::Continue(())
-        })?;
-        for row in rows {
-            state.put(row, None);
-        }
-        Ok(())
+        forget(RowKind::Source, range, state)
     }
+
+    /// A split's right half forgets whose parents its entities are.
+    pub(super) fn forget_children(&self, range: &KeyRange, state: &mut dyn State) -> Result<(), StateError> {
+        if self.config.planted != PlantedBug::SplitForgetsChildren {
+            return Ok(());
+        }
+        forget(RowKind::Relation, range, state)
+    }
+}
+
+/// Removes all rows of a kind.
+fn forget(kind: RowKind, range: &KeyRange, state: &mut dyn State) -> Result<(), StateError> {
+    let mut rows = Vec::new();
+    state.scan(&range.start.0, &range.end.0, &mut |row, _| {
+        if split_row_key(row).is_some_and(|(_, found, _)| found == kind as u8) {
+            rows.push(row.clone());
+        }
+        ControlFlow::Continue(())
+    })?;
+    for row in rows {
+        state.put(row, None);
+    }
+    Ok(())
 }
 
 /// Counters of messages by how long they were on their way, each without those before it. Unit: ms.

@@ -136,6 +136,10 @@ pub enum PlantedBug {
     ConfirmsExpired,
     /// A split's right half forgets its timers.
     SplitForgetsTimers,
+    /// A split's right half forgets whose parents its entities are.
+    SplitForgetsChildren,
+    /// What a child feeds is counted twice.
+    FeedsTwice,
     /// Tickets are taken whatever they say.
     TakesAnyTicket,
     /// The second node's copies leave out one write each, once.

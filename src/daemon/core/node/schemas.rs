@@ -27,6 +27,7 @@ pub(super) struct Schemas {
 pub(in crate::daemon::core) struct Judge {
     schema: Option<Arc<Ruleset>>,
     plain: &'static dyn Rules,
+    planted: PlantedBug,
 }
 
 impl Rules for Judge {
@@ -38,6 +39,17 @@ impl Rules for Judge {
     }
 
     fn receive(&self, from: &Position, body: &Body, draft: &mut Draft<'_>) -> Result<(), Stop> {
+        if let (Body::Attach { relation, values }, PlantedBug::FeedsTwice) = (body, self.planted) {
+            let (relation, twice) = (relation.clone(), |(name, value): &(String, i64)| {
+                (name.clone(), 2 * value)
+            });
+            let values = values.iter().map(twice).collect();
+            let body = Body::Attach { relation, values };
+            return match &self.schema {
+                Some(rules) => BySchema(rules).receive(from, &body, draft),
+                None => self.plain.receive(from, &body, draft),
+            };
+        }
         match &self.schema {
             Some(rules) => BySchema(rules).receive(from, body, draft),
             None => self.plain.receive(from, body, draft),
@@ -82,7 +94,11 @@ impl Node {
             true => &RelayRules,
             false => &NoRules,
         };
-        Judge { schema, plain }
+        Judge {
+            schema,
+            plain,
+            planted: self.config.planted,
+        }
     }
 
     fn read_schema(&mut self, service: &str, schema: &Bundle) -> Result<Option<Arc<Ruleset>>, StateError> {

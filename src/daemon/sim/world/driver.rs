@@ -228,6 +228,9 @@ impl World {
                         self.cover.learn(id, shard)?;
                     }
                     self.mail.see(&event)?;
+                    if !self.stage.schemas.is_empty() {
+                        self.family.see(&event)?;
+                    }
                     if let Some(holder) = self.bank.see(&event)? {
                         self.to_audit.insert((machine, holder));
                     }

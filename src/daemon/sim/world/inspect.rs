@@ -78,6 +78,9 @@ impl World {
 
     pub(super) fn housekeeping(&mut self) -> Result<(), Violation> {
         self.look_at_connections();
+        if !self.stage.schemas.is_empty() && !self.stage.is_in_effect {
+            self.stage.is_in_effect = self.schemas_are_in_effect();
+        }
         if (self.schedule.now().0 / HOUSEKEEPING.0).is_multiple_of(4) {
             for machine in 0..self.machines.len() {
                 self.tell_space(machine);

@@ -10,6 +10,7 @@ use super::bank::Bank;
 use super::check::{Cover, Lead, Log, Once, Outcome, Property, Record, Repl, Same, Violation, judge_history};
 use super::clock::{DRIFT_PPM_MAX, MachineClock};
 use super::disk::{Engine, Media};
+use super::family::{self, Family};
 use super::fault::{Fault, Plan};
 use super::lin::Moment;
 use super::machine::{DiskManner, Machine};
@@ -83,6 +84,10 @@ pub enum Bug {
     ConfirmsExpired,
     /// A split's right half forgets its timers.
     SplitForgetsTimers,
+    /// A split's right half forgets whose parents its entities are.
+    SplitForgetsChildren,
+    /// What a child feeds is counted twice.
+    FeedsTwice,
     /// A node whose disk was wiped is let in under its old name.
     AdmitsTheWiped,
     /// Copies on nodes that are not heard from count as good.
@@ -104,6 +109,8 @@ pub struct Options {
     pub span: Span,
     /// A bug to be found.
     pub bug: Bug,
+    /// Entities have schemas, and clients put combined objects.
+    pub families: bool,
     /// Print every line to standard error.
     pub print: bool,
 }
@@ -118,6 +125,7 @@ impl Options {
             plan: None,
             span: Span::secs(60),
             bug: Bug::None,
+            families: false,
             print: false,
         }
     }
@@ -150,6 +158,8 @@ pub struct Report {
     pub operations: [usize; 5],
     /// Messages between entities.
     pub messages: u64,
+    /// Combined objects with children.
+    pub combined: u64,
     /// Copies that were quarantined.
     pub quarantined: usize,
     /// Comparisons of a shard's copies from end to end.
@@ -223,6 +233,7 @@ pub struct World {
     frames: u64,
     mail: Mail,
     bank: Bank,
+    family: Family,
     /// Holders whose rows are to be looked at, by machine.
     to_audit: BTreeSet<(usize, Position)>,
     /// Messages between entities that were on their way once, and may come again.
@@ -390,6 +401,8 @@ impl World {
         for number in 0..client_count {
             let mode = if number < operators {
                 Mode::Operator
+            } else if options.families {
+                Mode::Family
             } else if number < operators + senders {
                 Mode::Messages
             } else if number == operators + senders {
@@ -445,6 +458,11 @@ impl World {
             stage: Stage {
                 nodes: (1..=nodes as u64).map(NodeId).collect(),
                 keys,
+                schemas: match options.families {
+                    true => family::schemas(options.seed),
+                    false => Vec::new(),
+                },
+                is_in_effect: false,
             },
             services: HOT_KEYS.iter().map(|(service, _)| String::from(*service)).collect(),
             trace,
@@ -464,6 +482,7 @@ impl World {
             frames: 0,
             mail: Mail::default(),
             bank: Bank::default(),
+            family: Family::default(),
             to_audit: BTreeSet::new(),
             old_mail: Vec::new(),
             mail_rng: fastrand::Rng::with_seed(stream(options.seed, 6)),
@@ -562,6 +581,8 @@ impl World {
                     Bug::TakesAnyTicket => PlantedBug::TakesAnyTicket,
                     Bug::ConfirmsExpired => PlantedBug::ConfirmsExpired,
                     Bug::SplitForgetsTimers => PlantedBug::SplitForgetsTimers,
+                    Bug::SplitForgetsChildren => PlantedBug::SplitForgetsChildren,
+                    Bug::FeedsTwice => PlantedBug::FeedsTwice,
                     Bug::SplitForgetsChanges => PlantedBug::SplitForgetsChanges,
                     Bug::AdmitsTheWiped => PlantedBug::AdmitsTheWiped,
                     Bug::CountsTheLost => PlantedBug::CountsTheLost,
@@ -690,6 +711,7 @@ impl World {
         })?;
         self.compare_rows()?;
         self.check_bank()?;
+        self.check_families()?;
         self.mail.check_documents(|entity| self.document_of(entity))?;
         for record in &self.clients[reader].records {
             let Outcome::Saw(seen) = &record.outcome else { continue };
@@ -725,6 +747,7 @@ impl World {
             elections: self.elections,
             operations: std::array::from_fn(|what| self.operations[what].len()),
             messages: self.mail.count(),
+            combined: self.family.count(),
             quarantined: self.quarantined.len(),
             verified: self.verified(),
             followed: self.watchers().map(|watcher| watcher.changes).sum(),

@@ -149,6 +149,29 @@ impl World {
         })
     }
 
+    /// S4 WHOLE of combined objects, when all is over.
+    pub(super) fn check_families(&self) -> Result<(), Violation> {
+        if self.stage.schemas.is_empty() {
+            return Ok(());
+        }
+        let wanted = self.clients.iter().flat_map(|client| &client.combined);
+        self.family.check(wanted, &self.stage.schemas, |entity| {
+            let store: &dyn State = self.store_of(entity)?;
+            Some(store)
+        })
+    }
+
+    /// Whether every shard's log has the schemas that clients have given the cluster.
+    pub(super) fn schemas_are_in_effect(&self) -> bool {
+        let is_known = |shard: ShardId| {
+            let nodes = self.machines.iter().filter_map(|machine| machine.process.as_ref());
+            let mut copies = nodes.flat_map(|process| process.node.replicas());
+            copies.any(|copy| copy.shard.id == shard && copy.schema.revision > 0)
+        };
+        let mut shards = self.cover.shards().filter(|shard| shard.id.0 != 0).peekable();
+        shards.peek().is_some() && shards.all(|shard| is_known(shard.id))
+    }
+
     /// The document as the nodes have it.
     pub(super) fn document_of(&self, entity: &Position) -> Option<Bytes> {
         machine::read(entity, self.store_of(entity)?)
