@@ -1,14 +1,16 @@
 //! Structs as entities: a campaign with its profiles in one update, read back together.
 //!
 //! ```text
-//! isxctl dev up
+//! isxctl dev up --fresh
 //! cargo run --example typed -- schema campaign > campaign.toml
 //! cargo run --example typed -- schema profile > profile.toml
 //! isxctl schema apply -f campaign.toml -f profile.toml
 //! cargo run --example typed
 //! ```
-use isx::client::{Client, ConnectOptions};
-use isx::typed::{Choice, Record, SchemaCheck, TypedClient};
+use std::time::Duration;
+
+use isx::client::{Client, ConnectOptions, Delivery};
+use isx::typed::{Choice, Committed, Record, SchemaCheck, TypedClient};
 use serde::{Deserialize, Serialize};
 
 #[derive(Debug, Serialize, Deserialize, Record)]
@@ -85,26 +87,52 @@ async fn update() -> Result<(), Box<dyn std::error::Error>> {
         SchemaCheck::Absent => println!("the cluster has no schema for campaigns; see the top of this file"),
     }
 
-    let spring = Campaign {
+    let mut spring = Campaign {
         name: "spring".to_owned(),
         status: Status::Active,
         budget: 100,
         profiles: vec![profile(Some("p-17"), 18), profile(None, 30)],
     };
     let done = client.update::<Campaign>("c-typed").with(&spring).commit().await?;
-    println!("campaign/{} is at version {}", done.key, done.version);
-    for child in &done.children {
-        println!(
-            "  {}/{} is on its way, message {}",
-            child.service, child.key, child.message
-        );
-    }
+    tell(&client, &done).await?;
+
+    // Profiles that are not in the list stay as they are, but for what the action does to them.
+    spring.profiles.clear();
+    spring.status = Status::Paused;
+    let update = client.update::<Campaign>("c-typed").with(&spring);
+    let done = update.if_version(done.version).commit().await?;
+    tell(&client, &done).await?;
 
     let read = client.read::<Campaign>("c-typed").with_children().fetch().await?;
     match read {
-        Some(read) => println!("{} has {} profiles by now", read.value.name, read.value.profiles.len()),
+        Some(read) => {
+            println!("{} has", read.value.name);
+            for profile in &read.value.profiles {
+                let key = profile.key.as_deref().unwrap_or_default();
+                let status = match profile.status {
+                    Some(Status::Paused) => "paused",
+                    Some(Status::Active) | None => "active",
+                };
+                println!("  {key:<16}  from age {}, {status}", profile.age_min);
+            }
+        }
         None => println!("somebody deleted it meanwhile"),
     }
     client.close().await;
+    Ok(())
+}
+
+/// What an update did, and what became of its children.
+async fn tell(client: &Client, done: &Committed) -> Result<(), Box<dyn std::error::Error>> {
+    println!("campaign/{} is at version {}", done.key, done.version);
+    let deliveries = done.delivered(client, Duration::from_secs(5)).await?;
+    for (child, delivery) in done.children.iter().zip(deliveries) {
+        let state = match delivery {
+            Delivery::Applied => "applied".to_owned(),
+            Delivery::Pending => "on its way".to_owned(),
+            Delivery::Refused(reason) => format!("refused: {reason}"),
+        };
+        println!("  {}/{:<16}  {:<5}  {state}", child.service, child.key, child.action);
+    }
     Ok(())
 }

@@ -33,6 +33,7 @@ pub mod context;
 mod error;
 mod options;
 mod pipeline;
+mod sent;
 mod transport;
 mod watch;
 
@@ -52,6 +53,7 @@ use connection::{Connection, DialError};
 pub use error::{ClientError, ConnectError};
 pub use options::{ConnectOptions, Identity};
 use pipeline::{BeginError, Heard, Ticket};
+pub use sent::Delivery;
 pub use watch::{Scope, Watch, WatchEvent};
 
 use crate::protocol::change::{Version, prefix_range};

@@ -326,6 +326,9 @@ pub enum EntityCommand {
         /// Repeat an earlier write: it has one effect, however often
         #[arg(long, value_name = "ID")]
         request_id: Option<RequestId>,
+        /// For its children and parents to hear of it.
+        #[command(flatten)]
+        waiting: super::children::Waiting,
     },
     /// Keys, versions and times, in key order
     #[command(

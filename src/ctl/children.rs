@@ -7,8 +7,8 @@ use serde_json::{Value, json};
 use super::exit::{self, CtlError};
 use super::output::{self, Format, timestamp};
 use super::{Ended, Environment};
-use crate::client::{Client, ClientError};
-use crate::protocol::activity::{Body, PairView, Sent};
+use crate::client::{Client, ClientError, Delivery};
+use crate::protocol::activity::Sent;
 use crate::protocol::key::Position;
 use crate::protocol::request::{Entity, Request, Response, Written};
 use crate::protocol::schema::{OnDelete, Schema};
@@ -119,36 +119,14 @@ pub(super) async fn states(
 const POLL_EVERY: Duration = Duration::from_millis(30);
 
 async fn state_of(client: &Client, sender: &Position, sent: &Sent) -> Result<State, ClientError> {
-    let to_receiver = pair(client, sender, &sent.to).await?;
-    if to_receiver.session == sent.session && to_receiver.acked < sent.number {
-        return Ok(State::Pending);
-    }
-    // A refusal is a message of the receiver's. It counts when it has arrived: then the sender's mark is there, too.
-    let back = pair(client, &sent.to, sender).await?;
-    let is_refusal = |body: &Body| matches!(body, Body::Refused { session, number, .. } if (*session, *number) == (sent.session, sent.number));
-    if back.outstanding.iter().any(|(_, body)| is_refusal(body)) {
-        return Ok(State::Pending);
-    }
-    let known = pair(client, sender, &sent.to).await?.rejections;
-    let mut known = known.iter();
-    if let Some(rejection) = known.find(|r| (r.session, r.number) == (sent.session, sent.number)) {
-        return Ok(State::Rejected(rejection.reason.clone()));
-    }
-    let (service, key) = sent.to.parts();
-    let entity = client.get(service, key.unwrap_or("")).await?;
-    Ok(State::Applied(entity.map(|entity| entity.version)))
-}
-
-async fn pair(client: &Client, from: &Position, to: &Position) -> Result<PairView, ClientError> {
-    let (service, key) = from.parts();
-    let request = Request::ShowPair {
-        service: service.to_owned(),
-        key: key.unwrap_or("").to_owned(),
-        with: to.clone(),
-    };
-    match client.request(request).await? {
-        Response::Pair(view) => Ok(*view),
-        _ => Ok(PairView::default()),
+    match client.delivery(sender, sent).await? {
+        Delivery::Pending => Ok(State::Pending),
+        Delivery::Refused(reason) => Ok(State::Rejected(reason)),
+        Delivery::Applied => {
+            let (service, key) = sent.to.parts();
+            let entity = client.get(service, key.unwrap_or("")).await?;
+            Ok(State::Applied(entity.map(|entity| entity.version)))
+        }
     }
 }
 

@@ -92,12 +92,13 @@ pub(super) async fn run(env: &Environment, service: &str, command: EntityCommand
             if_version,
             cascade,
             request_id,
+            waiting,
         } => {
             if let Some(ended) = children::before_delete(env, service, &key, cascade).await? {
                 return Ok(ended);
             }
-            let (change, waiting) = (Change::Delete, children::Waiting::default());
-            change_entity(env, service, key, version(if_version), change, request_id, &waiting).await
+            let condition = version(if_version);
+            change_entity(env, service, key, condition, Change::Delete, request_id, &waiting).await
         }
         EntityCommand::List {
             prefix,

@@ -10,7 +10,8 @@ use serde_json::{Value, json};
 use super::exit::{self, CtlError};
 use super::output::{Listing, timestamp};
 use super::{Ended, Environment};
-use crate::client::{Client, ListQuery};
+use crate::client::{Client, ClientError, ListQuery};
+use crate::protocol::error::Code;
 use crate::protocol::id::RequestId;
 use crate::protocol::request::{Request, Response};
 use crate::protocol::schema::bundle::{NewSchema, SchemaRecord};
@@ -330,7 +331,11 @@ async fn apply(env: &Environment, args: &ApplyArgs) -> Ended {
         dry_run: args.dry_run,
         id: RequestId::random(),
     };
-    let Response::Schemas(done) = client.request(request).await? else {
+    let done = client
+        .request(request)
+        .await
+        .map_err(|error| unknown_service(error, &read))?;
+    let Response::Schemas(done) = done else {
         return Err(CtlError::new(
             exit::UNEXPECTED,
             "a node gave an answer that does not fit the question",
@@ -359,6 +364,22 @@ async fn apply(env: &Environment, args: &ApplyArgs) -> Ended {
         env.say("in effect on all shards");
     }
     Ok(exit::OK)
+}
+
+/// A schema of a service that is yet to be created says how.
+fn unknown_service(error: ClientError, read: &[Read]) -> CtlError {
+    let named = match &error {
+        ClientError::Refused(refused) if refused.code == Code::NoService => {
+            let is_named = |new: &&Read| refused.text.contains(&format!("`{}`", new.schema.service));
+            read.iter().find(is_named)
+        }
+        _ => None,
+    };
+    let shown = CtlError::from(error);
+    match named {
+        Some(new) => shown.next(format!("isxctl service create {}", new.schema.service)),
+        None => shown,
+    }
 }
 
 fn refuse_breaking(all: &[Difference], counted: &BTreeMap<String, Sample>) -> Result<(), CtlError> {

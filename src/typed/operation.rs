@@ -1,12 +1,15 @@
 //! Updates and reads of typed entities over a [`Client`].
 use std::marker::PhantomData;
+use std::time::{Duration, Instant};
 
 use serde_json::{Map, Value};
 
 use super::Record;
-use crate::client::{Client, ClientError};
+use crate::client::{Client, ClientError, Delivery};
+use crate::protocol::activity::Sent;
 use crate::protocol::error::{Code, WireError};
 use crate::protocol::id::RequestId;
+use crate::protocol::key::Position;
 use crate::protocol::request::{CHILDREN_PER_ANSWER, Change, Condition, Entity, Request, Response, Write};
 use crate::protocol::schema::diff::{self, diff};
 use crate::protocol::schema::{Schema, SchemaError};
@@ -153,7 +156,34 @@ pub struct Committed {
     pub repeated: bool,
     /// Updates of children, committed with the parent and on their way.
     pub children: Vec<ChildUpdate>,
+    of: Position,
+    /// The messages to the children, as they are listed.
+    sent: Vec<Sent>,
 }
+
+impl Committed {
+    /// Waits until every child has taken its updates or refused them, or the time limit; what became of each, in the order
+    /// of `children`.
+    ///
+    /// # Errors
+    /// Where nobody can say: the updates are on their way all the same.
+    pub async fn delivered(&self, client: &Client, limit: Duration) -> Result<Vec<Delivery>, TypedError> {
+        let deadline = Instant::now() + limit;
+        loop {
+            let mut all = Vec::with_capacity(self.sent.len());
+            for sent in &self.sent {
+                all.push(client.delivery(&self.of, sent).await?);
+            }
+            if !all.contains(&Delivery::Pending) || Instant::now() >= deadline {
+                return Ok(all);
+            }
+            tokio::time::sleep(POLL_EVERY).await;
+        }
+    }
+}
+
+/// Pause before children are looked at again.
+const POLL_EVERY: Duration = Duration::from_millis(30);
 
 /// An update of a child, on its way.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -162,6 +192,8 @@ pub struct ChildUpdate {
     pub service: String,
     /// Its key.
     pub key: String,
+    /// What is wanted of it: `put`, or the name of an action.
+    pub action: String,
     /// The message that brings it: session and number.
     pub message: String,
 }
@@ -236,16 +268,21 @@ impl<'c, R: Record> Update<'c, R> {
         let written = self.client.write(write).await?;
         let children = R::children();
         let of_child = |service: &str| children.iter().any(|relation| relation.service == service);
-        let children = written.sent.iter().filter_map(|sent| {
+        let mut sent = written.sent;
+        sent.retain(|sent| of_child(sent.to.parts().0));
+        let update = |sent: &Sent| {
             let (service, key) = sent.to.parts();
-            of_child(service).then(|| ChildUpdate {
+            ChildUpdate {
                 service: service.to_owned(),
                 key: key.unwrap_or_default().to_owned(),
+                action: sent.action.clone(),
                 message: format!("{}.{}", sent.session, sent.number),
-            })
-        });
+            }
+        };
         Ok(Committed {
-            children: children.collect(),
+            children: sent.iter().map(update).collect(),
+            of: Position::new(R::SERVICE, &written.key),
+            sent,
             key: written.key,
             version: written.version,
             repeated: written.repeated,
