@@ -31,6 +31,7 @@
 mod connection;
 pub mod context;
 mod error;
+mod index;
 mod options;
 mod pipeline;
 mod sent;
@@ -51,6 +52,7 @@ use tokio::time::{sleep, sleep_until, timeout_at};
 
 use connection::{Connection, DialError};
 pub use error::{ClientError, ConnectError};
+pub use index::{FindPage, FindQuery, IndexLag};
 pub use options::{ConnectOptions, Identity};
 use pipeline::{BeginError, Heard, Ticket};
 pub use sent::Delivery;

@@ -161,6 +161,12 @@ pub enum Command {
         before_help = "Examples:\n  isxctl schema check -f campaign.toml -f profile.toml\n  isxctl schema apply -f campaign.toml -f profile.toml"
     )]
     Schema(super::schema::SchemaCommand),
+    /// Finding entities by a field
+    #[command(
+        subcommand,
+        before_help = "Examples:\n  isxctl index list\n  isxctl campaign list --where channel=tv\n  isxctl index verify campaign.by-channel"
+    )]
+    Index(super::index::IndexCommand),
     /// Services
     #[command(
         subcommand,
@@ -347,6 +353,9 @@ pub enum EntityCommand {
         /// At most this many
         #[arg(long, default_value_t = 100, value_parser = clap::value_parser!(u32).range(1..))]
         limit: u32,
+        /// Only entities with this value in a field that has an index
+        #[arg(long = "where", value_name = "FIELD=VALUE", conflicts_with_all = ["prefix", "from", "to"])]
+        by: Option<String>,
         /// Where an earlier listing stopped
         #[arg(long = "continue", value_name = "POSITION")]
         resume: Option<String>,

@@ -12,6 +12,7 @@ use crate::protocol::key::{KeyRange, Position};
 use crate::protocol::op::Intent;
 use crate::protocol::operator::{self, MarkChange, Order};
 use crate::protocol::request::{Request, Response};
+use crate::protocol::schema::index;
 use crate::protocol::shard_map::{Membership, NodeInfo, ShardDescriptor};
 use crate::security::ca::{JoinLine, Pin};
 
@@ -553,7 +554,12 @@ pub(super) async fn services(env: &Environment) -> Ended {
             "PRESPLIT:presplit",
         ],
     );
-    for service in &map.services {
+    // Indexes are listed by `index list`.
+    let named = map
+        .services
+        .iter()
+        .filter(|service| index::parts(&service.name).is_none());
+    for service in named {
         let shards = map
             .shards
             .iter()

@@ -9,13 +9,13 @@ use serde_json::{Value, json};
 use super::args::{Document, EntityCommand, PatchSource};
 use super::exit::{self, CtlError};
 use super::output::{self, Format, Listing, timestamp};
-use super::{Ended, Environment, children, journal, transfer, watch};
+use super::{Ended, Environment, children, index, journal, transfer, watch};
 use crate::client::ListQuery;
 use crate::protocol::activity::Body;
 use crate::protocol::change::How;
 use crate::protocol::id::RequestId;
 use crate::protocol::key::Position;
-use crate::protocol::request::{Change, Condition, Write, Written};
+use crate::protocol::request::{Change, Condition, ListItem, Write, Written};
 
 pub(super) async fn run(env: &Environment, service: &str, command: EntityCommand) -> Ended {
     match command {
@@ -101,6 +101,20 @@ pub(super) async fn run(env: &Environment, service: &str, command: EntityCommand
             change_entity(env, service, key, condition, Change::Delete, request_id, &waiting).await
         }
         EntityCommand::List {
+            by: Some(by),
+            limit,
+            resume,
+            fields,
+            ..
+        } => match by.split_once('=') {
+            Some(wanted) => index::find(env, service, wanted, (limit, resume), &fields).await,
+            None => Err(CtlError::new(
+                exit::USAGE,
+                format!("--where takes FIELD=VALUE, not `{by}`"),
+            )),
+        },
+        EntityCommand::List {
+            by: None,
             prefix,
             from,
             to,
@@ -390,33 +404,13 @@ fn print_written(
 
 async fn list(env: &Environment, mut query: ListQuery, fields: &[String]) -> Ended {
     let client = env.connect().await?;
-    let columns = ["KEY:key", "VERSION:version", "UPDATED:updated"];
-    let mut listing = Listing::new("isx.entity.list/1", &columns);
-    for field in fields {
-        listing.column(&field.to_uppercase(), field);
-    }
+    let mut listing = listing(fields);
     let mut left = query.limit;
     let next = loop {
         query.limit = left;
         let page = client.list(&query).await?;
         for item in &page.items {
-            let mut row = vec![item.key.clone(), item.version.to_string(), timestamp(item.updated_ms)];
-            let mut object = json!({"key": item.key, "version": item.version, "updated": timestamp(item.updated_ms)});
-            let document = if fields.is_empty() {
-                Value::Null
-            } else {
-                parse(&item.document)
-            };
-            for field in fields {
-                let value = field.split('.').fold(&document, |value, part| &value[part]);
-                row.push(match value {
-                    Value::Null => "-".to_owned(),
-                    Value::String(text) => text.clone(),
-                    other => other.to_string(),
-                });
-                object[field.as_str()] = value.clone();
-            }
-            listing.push(row, object);
+            push(&mut listing, item, fields);
         }
         left = left.saturating_sub(page.items.len() as u32);
         match page.next {
@@ -436,6 +430,37 @@ async fn list(env: &Environment, mut query: ListQuery, fields: &[String]) -> End
         env.say(&format!("there are more: {again}"));
     }
     Ok(ended)
+}
+
+/// A listing of entities with these fields as columns.
+pub(super) fn listing(fields: &[String]) -> Listing {
+    let columns = ["KEY:key", "VERSION:version", "UPDATED:updated"];
+    let mut listing = Listing::new("isx.entity.list/1", &columns);
+    for field in fields {
+        listing.column(&field.to_uppercase(), field);
+    }
+    listing
+}
+
+/// An entity as a row of such a listing.
+pub(super) fn push(listing: &mut Listing, item: &ListItem, fields: &[String]) {
+    let mut row = vec![item.key.clone(), item.version.to_string(), timestamp(item.updated_ms)];
+    let mut object = json!({"key": item.key, "version": item.version, "updated": timestamp(item.updated_ms)});
+    let document = if fields.is_empty() {
+        Value::Null
+    } else {
+        parse(&item.document)
+    };
+    for field in fields {
+        let value = field.split('.').fold(&document, |value, part| &value[part]);
+        row.push(match value {
+            Value::Null => "-".to_owned(),
+            Value::String(text) => text.clone(),
+            other => other.to_string(),
+        });
+        object[field.as_str()] = value.clone();
+    }
+    listing.push(row, object);
 }
 
 fn version(wanted: Option<u64>) -> Condition {

@@ -166,7 +166,7 @@ pub fn of(code: Code) -> u8 {
         | Code::OpIsOver
         | Code::StalePlan
         | Code::OperationIsOver => CONFLICT,
-        Code::PoolInUse => REFUSED,
+        Code::PoolInUse | Code::SchemaBehind => REFUSED,
         Code::TooManyOperations => EXHAUSTED,
         Code::BreakingSchema | Code::HasChildren => REFUSED,
         Code::BadSplit | Code::BadTarget | Code::BadMerge | Code::BadChange | Code::TooFewReplicas | Code::UnsafeOp => {

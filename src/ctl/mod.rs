@@ -11,6 +11,7 @@ pub mod dev;
 mod entity;
 pub mod exit;
 mod health;
+mod index;
 mod journal;
 mod local;
 mod ops;
@@ -141,12 +142,13 @@ async fn dispatch(mut cli: Cli, format: Format) -> Ended {
             | Command::Node(_)
             | Command::Shard(args::ShardCommand::List { .. } | args::ShardCommand::Show { .. })
             | Command::Service(_)
+            | Command::Index(index::IndexCommand::List)
             | Command::Activity(args::ActivityCommand::Tentative(
                 tentative::TentativeCommand::Ledger { .. } | tentative::TentativeCommand::Operations { .. }
             ))
     );
     if !is_watchable {
-        let message = "--watch goes with status, health, node list, node show, shard list, shard show, service list, activity \
+        let message = "--watch goes with status, health, node list, node show, shard list, shard show, service list, index list, activity \
                        ledger and activity operations";
         return Err(CtlError::new(exit::USAGE, message));
     }
@@ -191,6 +193,7 @@ async fn perform(env: &Environment, command: Command) -> Ended {
         Command::Op(command) => ops::op(env, command).await,
         Command::Rebalance(command) => ops::rebalance(env, command).await,
         Command::Schema(command) => schema::run(env, command).await,
+        Command::Index(command) => index::run(env, command).await,
         Command::Plan(command) => plan::run(env, command).await,
         Command::Rule(command) => rule::run(env, command).await,
         Command::Router(command) => settings::router(env, command).await,

@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 
 use super::exit::{self, CtlError};
 use super::output::{Listing, timestamp};
-use super::{Ended, Environment};
+use super::{Ended, Environment, index};
 use crate::client::{Client, ClientError, ListQuery};
 use crate::protocol::error::Code;
 use crate::protocol::id::RequestId;
@@ -346,11 +346,18 @@ async fn apply(env: &Environment, args: &ApplyArgs) -> Ended {
     } else {
         in_effect(&client, &done, env.cli.timeout).await
     };
+    let mut next = Vec::new();
+    if !args.dry_run {
+        for new in &read {
+            let old = known.iter().find(|record| record.schema.service == new.schema.service);
+            let old = old.and_then(|record| Schema::parse(&record.schema.text).ok());
+            next.extend(index::left_to_do(&client, old.as_ref(), &new.schema).await?);
+        }
+    }
     client.close().await;
     if env.format().is_json() {
         let items: Vec<Value> = done.iter().map(record_json).collect();
-        let about =
-            json!({"schema": "isx.schema.apply/1", "dryRun": args.dry_run, "shardsBehind": behind, "items": items});
+        let about = json!({"schema": "isx.schema.apply/1", "dryRun": args.dry_run, "shardsBehind": behind, "items": items, "next": next});
         return env.print_json(&about);
     }
     env.print(&all.iter().map(difference_text).collect::<String>())?;
@@ -362,6 +369,9 @@ async fn apply(env: &Environment, args: &ApplyArgs) -> Ended {
         ));
     } else {
         env.say("in effect on all shards");
+    }
+    for command in next {
+        env.say(&format!("next   {command}"));
     }
     Ok(exit::OK)
 }

@@ -111,6 +111,9 @@ codes! {
     /// A parent that its schema does not let go.
     HasChildren = 1208, Refused, "the entity has children that would be left behind",
         "The schema's relation says `on_delete = \"refuse\"`: an entity with children is not deleted. Nothing was changed. Delete or move the children first; `isxctl SERVICE get KEY --with children` lists them.";
+    /// An index was asked about before its shard knew of it.
+    SchemaBehind = 1209, Refused, "the shard has not heard of the newest schema yet",
+        "What is asked for depends on whether a field has an index, and the shard's log does not hold the schema that says so. Nothing was changed. It takes a moment after `isxctl schema apply`; `isxctl index` tries again by itself, under a new request id.";
     /// No such tentative operation.
     NoSuchOperation = 1221, Refused, "the entity has no such operation",
         "The entity has no tentative operation of that number with that holder: it never had, or it ended so long ago that 32 others have ended since. Nothing was changed. `activity operations` lists what it knows.";

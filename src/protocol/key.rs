@@ -57,7 +57,12 @@ pub fn check_service(service: &str) -> Result<(), KeyError> {
 
 /// Checks an entity key.
 pub fn check_entity_key(key: &str) -> Result<(), KeyError> {
-    if key.is_empty() || key.len() > ENTITY_KEY_BYTES_MAX {
+    check_key(key, ENTITY_KEY_BYTES_MAX)
+}
+
+/// Checks a key that may have so many bytes.
+pub fn check_key(key: &str, bytes_max: usize) -> Result<(), KeyError> {
+    if key.is_empty() || key.len() > bytes_max {
         return Err(KeyError::Length(key.len()));
     }
     match key.bytes().position(|b| b < 0x20 || b == 0x7f) {

@@ -501,7 +501,20 @@ pub enum Change {
     },
     /// Reserve something of another entity, confirm it, or give it back.
     Tentative(Tentative),
+    /// Send the entity's entry in an index anew, and take back entries that are not its own. Its version stays, and there
+    /// need not be such an entity any more.
+    Reindex {
+        /// The field.
+        field: String,
+        /// Whether the asker knows the field as one with an index.
+        indexed: bool,
+        /// Keys of entries about this entity that were found; at most [`STALE_ENTRIES_MAX`].
+        stale: Vec<String>,
+    },
 }
+
+/// Entries of one entity that are taken back at once.
+pub const STALE_ENTRIES_MAX: usize = 64;
 
 impl Change {
     /// How much it carries. Unit: bytes.
@@ -513,6 +526,9 @@ impl Change {
             Change::Activity { with, by, because, .. } => with.0.len() + by.len() + because.len() + 10,
             Change::PutFor { document, .. } => document.len() + 8,
             Change::Tentative(wanted) => wanted.size(),
+            Change::Reindex { field, stale, .. } => {
+                field.len() + stale.iter().map(|entry| entry.len() + 2).sum::<usize>()
+            }
         }
     }
 }

@@ -7,6 +7,7 @@ use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
+use super::birth::NewService;
 use super::directory::{Directory, put, remove};
 use super::state::State;
 use crate::protocol::error::{Code, WireError};
@@ -28,6 +29,8 @@ pub struct CatalogCommand {
     pub revision: u64,
     /// The schemas, each with the version and the revision that it will have.
     pub records: Vec<SchemaRecord>,
+    /// Services of indexes that begin with them.
+    pub indexes: Vec<NewService>,
 }
 
 /// Versions of schemas by service, oldest first.
@@ -39,7 +42,8 @@ pub struct Catalog {
 impl CatalogCommand {
     /// About how long it is in an entry. Unit: bytes.
     pub fn size(&self) -> usize {
-        self.records.iter().map(|record| record.schema.text.len() + 200).sum()
+        let records = self.records.iter().map(|record| record.schema.text.len() + 200);
+        records.chain(self.indexes.iter().map(NewService::size)).sum()
     }
 }
 
@@ -148,7 +152,11 @@ impl Catalog {
         if !breaking.is_empty() && !allow_breaking {
             return refuse(Code::BreakingSchema, breaking.join("\n"));
         }
-        Ok(CatalogCommand { revision, records })
+        Ok(CatalogCommand {
+            revision,
+            records,
+            indexes: Vec::new(),
+        })
     }
 }
 
@@ -189,6 +197,12 @@ impl Directory {
             let surplus = versions.len().saturating_sub(VERSIONS_KEPT);
             for old in versions.drain(..surplus) {
                 remove(state, b'h', &version_row(&old.schema.service, old.schema.version));
+            }
+        }
+        for index in &command.indexes {
+            if !self.map.services.contains_key(&index.name) {
+                // A node that left meanwhile: the schema stands, and the next one that is applied finds the index missing.
+                let _ = self.create_service(index, state);
             }
         }
         self.changed(state);

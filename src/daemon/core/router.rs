@@ -20,6 +20,7 @@ use crate::protocol::json;
 use crate::protocol::key::{self, Position, RowKind};
 use crate::protocol::message::{Message, Principal, Role};
 use crate::protocol::request::*;
+use crate::protocol::schema::index;
 use crate::protocol::shard_map::ReplicaRole;
 use crate::protocol::target::Target;
 use crate::protocol::tentative;
@@ -152,8 +153,13 @@ impl Node {
             return Ok(());
         }
         let bad = |error: key::KeyError| WireError::new(Code::BadRequest, format!("{error}; nothing was changed"));
+        let key_is_good = |service: &str, key: &str| match index::parts(service) {
+            Some(_) => key::check_key(key, index::ENTRY_KEY_BYTES_MAX).map_err(bad),
+            None => key::check_entity_key(key).map_err(bad),
+        };
+        // An index is read like another service.
         let service_exists = |service: &str| {
-            key::check_service(service).map_err(bad)?;
+            key::check_service(index::parts(service).map_or(service, |(of, _)| of)).map_err(bad)?;
             if self.map.services.contains_key(service)
                 || self.map.find(&Position::new(service, "")).is_some()
                 || self.config.services.iter().any(|known| known.name == service)
@@ -174,14 +180,14 @@ impl Node {
             | Request::Children { service, key, .. }
             | Request::History { service, key } => {
                 service_exists(service)?;
-                key::check_entity_key(key).map_err(bad)
+                key_is_good(service, key)
             }
             Request::Activities {
                 service, key, limit, ..
             } => {
                 *limit = (*limit).clamp(1, LIST_ITEMS_MAX);
                 service_exists(service)?;
-                key::check_entity_key(key).map_err(bad)
+                key_is_good(service, key)
             }
             Request::ListActivities { from, to, limit, .. } => {
                 if from.0.is_empty() || from > to {
@@ -191,6 +197,7 @@ impl Node {
                 service_exists(from.parts().0)
             }
             Request::Write(write) => {
+                key::check_service(&write.service).map_err(bad)?;
                 service_exists(&write.service)?;
                 if let Change::Post(_) = write.change {
                     let made = write.id.entity_key();
@@ -212,7 +219,9 @@ impl Node {
                     }
                     Change::Tentative(wanted) => {
                         wanted.check()?;
-                        return service_exists(wanted.holder().parts().0);
+                        let holder = wanted.holder().parts().0;
+                        key::check_service(holder).map_err(bad)?;
+                        return service_exists(holder);
                     }
                     Change::Delete => return Ok(()),
                     Change::Send { to, body } => {
@@ -229,12 +238,24 @@ impl Node {
                         }
                         return body.check();
                     }
+                    Change::Reindex { stale, .. } => {
+                        if stale.len() > STALE_ENTRIES_MAX {
+                            let text = format!("{} entries at once; nothing was changed", stale.len());
+                            return Err(WireError::new(Code::BadRequest, text));
+                        }
+                        return stale
+                            .iter()
+                            .try_for_each(|entry| key::check_key(entry, index::ENTRY_KEY_BYTES_MAX).map_err(bad));
+                    }
                     Change::Activity { with, because, .. } => {
                         if because.len() > activity::REASON_BYTES_MAX {
                             let text = format!("a reason of {} bytes; nothing was changed", because.len());
                             return Err(WireError::new(Code::BadRequest, text));
                         }
-                        return activity::check_receiver(with);
+                        return match index::parts(with.parts().0) {
+                            Some(_) => key_is_good(with.parts().0, with.parts().1.unwrap_or("")),
+                            None => activity::check_receiver(with),
+                        };
                     }
                 };
                 if document.len() > DOCUMENT_BYTES_MAX {
@@ -275,7 +296,7 @@ impl Node {
             Request::SplitShard { at, .. } => {
                 let (service, key) = at.parts();
                 service_exists(service)?;
-                key::check_entity_key(key.unwrap_or("")).map_err(bad)
+                key_is_good(service, key.unwrap_or(""))
             }
             Request::CreateToken { .. } | Request::Join { .. } => {
                 let text = "this node does not hold the cluster's signing key; ask a node that has `tls.ca_key` set";
@@ -1054,6 +1075,7 @@ fn counter(request: &Request) -> &'static str {
             Change::Send { .. } => "send",
             Change::Activity { .. } => "activity",
             Change::Tentative(_) => "tentative",
+            Change::Reindex { .. } => "reindex",
         },
         Request::List { .. } => "list",
         Request::Changes { .. } => "changes",

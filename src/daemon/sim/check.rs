@@ -725,7 +725,8 @@ fn once(records: &[&Record]) -> Result<(), Violation> {
                 | Change::Delete
                 | Change::Send { .. }
                 | Change::Activity { .. }
-                | Change::Tentative(_) => continue,
+                | Change::Tentative(_)
+                | Change::Reindex { .. } => continue,
             },
             _ => continue,
         };

@@ -490,7 +490,7 @@ fn apply(state: &State, operation: &Operation) -> Option<State> {
         (Change::Patch(patch), Some(document)) => Some(merge_patch(document, patch).ok()?),
         (Change::Delete, Some(_)) => None,
         // Nobody draws these; and they change nothing that a reader sees.
-        (Change::Activity { .. }, document) => document.clone(),
+        (Change::Activity { .. } | Change::Reindex { .. }, document) => document.clone(),
         (Change::Send { .. } | Change::Tentative(_), Some(document)) => Some(document.clone()),
         (Change::Post(_), Some(_))
         | (Change::Patch(_) | Change::Delete | Change::Send { .. } | Change::Tentative(_), None) => return None,
@@ -543,6 +543,7 @@ impl fmt::Display for Operation {
                     Change::PutFor { document, ttl_ms } => write!(f, "put {} for {ttl_ms} ms", text(document))?,
                     Change::Tentative(wanted) => write!(f, "{wanted:?} ({})", self.tag)?,
                     Change::Delete => write!(f, "delete ({})", self.tag)?,
+                    Change::Reindex { field, .. } => write!(f, "reindex {field} ({})", self.tag)?,
                     Change::Send { to, body } => write!(f, "send {} to {to:?} ({})", body.action(), self.tag)?,
                     Change::Activity { with, action, .. } => write!(f, "{action:?} with {with} ({})", self.tag)?,
                 }

@@ -306,6 +306,7 @@ impl fmt::Display for BriefRequest<'_> {
                     Change::Delete => "delete",
                     Change::Send { .. } => "send from",
                     Change::Activity { .. } => "tend messages of",
+                    Change::Reindex { .. } => "reindex",
                 };
                 write!(f, "{what} {}/{} {:?}", write.service, write.key, write.condition)
             }

@@ -29,6 +29,7 @@ pub mod check;
 pub mod combined;
 pub mod diff;
 pub mod document;
+pub mod index;
 pub mod number;
 pub mod parse;
 pub mod validate;

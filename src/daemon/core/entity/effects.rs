@@ -21,6 +21,11 @@ pub trait Rules {
     fn pools(&self) -> Vec<&str> {
         Vec::new()
     }
+
+    /// Whether the field has an index, and the value that the entity has in it, if any.
+    fn indexed(&self, _field: &str, _draft: &Draft<'_>) -> Result<Option<Option<String>>, Stop> {
+        Ok(None)
+    }
 }
 
 /// The rules of a service without a schema.

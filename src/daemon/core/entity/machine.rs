@@ -10,6 +10,7 @@ use bytes::Bytes;
 use super::draft::{self, Draft, Lasts, Stop, refuse};
 use super::effects::Rules;
 use super::head::{Head, Remembered};
+use super::index;
 use super::message::{PairNews, read_row};
 use super::outbox;
 use super::past;
@@ -76,7 +77,7 @@ pub fn apply(
         Change::Put(_) | Change::PutFor { .. } | Change::Post(_) => Some(ChangeKind::Put),
         Change::Patch(_) => Some(ChangeKind::Patch),
         Change::Delete => Some(ChangeKind::Delete),
-        Change::Send { .. } | Change::Activity { .. } | Change::Tentative(_) => None,
+        Change::Send { .. } | Change::Activity { .. } | Change::Tentative(_) | Change::Reindex { .. } => None,
     };
     let decided = decide(write, &subject.head, rules, &mut draft, state).map(|()| draft.decided());
     let outcome = match draft::outcome(decided)? {
@@ -237,6 +238,10 @@ fn decide(
         } => {
             let by = format!("{by}: {because}");
             return outbox::operate(draft, with, *action, by, state).map_err(but_unchanged);
+        }
+        Change::Reindex { field, indexed, stale } => {
+            index::again(rules, field, *indexed, stale, draft).map_err(but_unchanged)?;
+            return outbox::check(draft, state).map_err(but_unchanged);
         }
         Change::Tentative(wanted) => {
             draft.document = Some(Some(before.document.clone()));
@@ -470,6 +475,10 @@ fn digest(write: &Write) -> u32 {
         Change::Tentative(tentative) => {
             wanted = codec::encode(tentative);
             (7, &wanted)
+        }
+        Change::Reindex { field, indexed, stale } => {
+            sent = codec::encode(&(field, indexed, stale));
+            (9, &sent)
         }
     };
     let condition = codec::encode(&write.condition);

@@ -3,6 +3,7 @@ pub mod draft;
 pub mod effects;
 pub mod head;
 pub mod inbox;
+pub(super) mod index;
 pub mod ledger;
 pub mod machine;
 pub mod message;
@@ -13,6 +14,8 @@ pub(super) mod subject;
 pub mod tentative;
 pub mod timer;
 
+#[cfg(test)]
+mod index_tests;
 pub mod past;
 #[cfg(test)]
 mod schema_tests;

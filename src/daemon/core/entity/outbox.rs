@@ -9,6 +9,7 @@ use crate::protocol::activity::{ActivityAction, Body, Sent};
 use crate::protocol::codec;
 use crate::protocol::error::Code;
 use crate::protocol::key::Position;
+use crate::protocol::schema::index;
 
 /// Refuses a change that would send too much, or at the end of too long a chain.
 pub(super) fn check(draft: &Draft<'_>, state: &dyn State) -> Result<(), Stop> {
@@ -77,13 +78,16 @@ pub(super) fn send(
         let letter = codec::encode(&letter);
         state.put(outbox_row(&from, &to, number), Some(letter.clone()));
         state.put(row, Some(codec::encode(&partner)));
-        sent.push(Sent {
-            to: to.clone(),
-            session: partner.session,
-            number,
-            action,
-            operation,
-        });
+        // Entries of indexes are nobody's concern who writes.
+        if index::parts(to.parts().0).is_none() {
+            sent.push(Sent {
+                to: to.clone(),
+                session: partner.session,
+                number,
+                action,
+                operation,
+            });
+        }
         delta.pairs.push(PairNews {
             from: from.clone(),
             to,

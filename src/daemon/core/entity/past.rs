@@ -83,7 +83,7 @@ impl How {
             Change::Patch(_) => How::Patch,
             Change::Delete => How::Delete,
             // Changes nothing of its sender.
-            Change::Send { .. } | Change::Activity { .. } | Change::Tentative(_) => How::Patch,
+            Change::Send { .. } | Change::Activity { .. } | Change::Tentative(_) | Change::Reindex { .. } => How::Patch,
         }
     }
 }

@@ -17,6 +17,7 @@ use serde::{Deserialize, Serialize};
 use super::draft::{Draft, Stop, refuse};
 use super::effects::{Rules, receive_plainly};
 use super::head::SchemaMark;
+use super::index;
 use super::message::read_row;
 use crate::daemon::core::state::{State, StateError};
 use crate::protocol::activity::Body;
@@ -125,9 +126,26 @@ impl Rules for BySchema<'_> {
             | Body::Cancelled { .. } => receive_plainly(body, draft),
         }
     }
+
+    fn indexed(&self, field: &str, draft: &Draft<'_>) -> Result<Option<Option<String>>, Stop> {
+        self.value_of(field, draft)
+    }
 }
 
 impl BySchema<'_> {
+    /// What [`Rules::indexed`] says.
+    pub(in crate::daemon::core) fn value_of(
+        &self,
+        field: &str,
+        draft: &Draft<'_>,
+    ) -> Result<Option<Option<String>>, Stop> {
+        let Some(field) = self.0.own.schema.field(field).filter(|field| field.index) else {
+            return Ok(None);
+        };
+        let document = draft.before.map(|bytes| parse(draft.position, bytes)).transpose()?;
+        Ok(Some(document.and_then(|document| field.indexed(&document))))
+    }
+
     /// Records what follows from a change.
     fn send(
         &self,
@@ -152,6 +170,7 @@ impl BySchema<'_> {
         for send in sends {
             draft.send(Position::new(&send.service, &send.key), send.body);
         }
+        index::follow(&self.0.own.schema, is_known, before, after, draft);
         Ok(())
     }
 

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use bytes::Bytes;
 
-use super::effects::Rules;
+use super::effects::{NoRules, Rules};
 use super::inbox::deliver;
 use super::machine::{self, Context, Delta};
 use super::message::*;
@@ -29,15 +29,15 @@ const TEXTS: [(&str, &str); 3] = [
     ("profile", include_str!("../../../../examples/schemas/profile.toml")),
 ];
 
-struct World {
-    rows: Rows,
-    rules: BTreeMap<String, Ruleset>,
-    rng: fastrand::Rng,
+pub(super) struct World {
+    pub(super) rows: Rows,
+    pub(super) rules: BTreeMap<String, Ruleset>,
+    pub(super) rng: fastrand::Rng,
     requests: u128,
 }
 
 impl World {
-    fn new(seed: u64) -> Self {
+    pub(super) fn new(seed: u64) -> Self {
         let text = |(service, text): (&str, &str)| SchemaText {
             service: service.to_owned(),
             version: 1,
@@ -58,7 +58,7 @@ impl World {
         }
     }
 
-    fn write(&mut self, service: &str, key: &str, change: Change) -> Result<Vec<Sent>, (Code, String)> {
+    pub(super) fn write(&mut self, service: &str, key: &str, change: Change) -> Result<Vec<Sent>, (Code, String)> {
         self.requests += 1;
         let write = Write {
             service: service.to_owned(),
@@ -70,7 +70,7 @@ impl World {
         self.repeat(&write)
     }
 
-    fn repeat(&mut self, write: &Write) -> Result<Vec<Sent>, (Code, String)> {
+    pub(super) fn repeat(&mut self, write: &Write) -> Result<Vec<Sent>, (Code, String)> {
         let rules = BySchema(&self.rules[&write.service]);
         let rules: &dyn Rules = &rules;
         let outcome = machine::apply(write, CONTEXT, rules, &mut self.rows, &mut Delta::default());
@@ -80,34 +80,34 @@ impl World {
             .map_err(|error| (error.code, error.text))
     }
 
-    fn put(&mut self, service: &str, key: &str, document: &str) -> Vec<Sent> {
+    pub(super) fn put(&mut self, service: &str, key: &str, document: &str) -> Vec<Sent> {
         let document = Bytes::copy_from_slice(document.as_bytes());
         self.write(service, key, Change::Put(document)).expect("a good put")
     }
 
-    fn patch(&mut self, service: &str, key: &str, patch: &str) -> Vec<Sent> {
+    pub(super) fn patch(&mut self, service: &str, key: &str, patch: &str) -> Vec<Sent> {
         let patch = Bytes::copy_from_slice(patch.as_bytes());
         self.write(service, key, Change::Patch(patch)).expect("a good patch")
     }
 
-    fn document(&self, service: &str, key: &str) -> Option<String> {
+    pub(super) fn document(&self, service: &str, key: &str) -> Option<String> {
         let entity = machine::read(&Position::new(service, key), &self.rows).expect("rows can be read")?;
         Some(String::from_utf8_lossy(&entity.document).into_owned())
     }
 
-    fn field(&self, service: &str, key: &str, field: &str) -> Option<String> {
+    pub(super) fn field(&self, service: &str, key: &str, field: &str) -> Option<String> {
         let document = self.document(service, key)?;
         let document = Document::parse(document.as_bytes()).expect("an object");
         document.field(field).map(str::to_owned)
     }
 
-    fn sums(&self, service: &str, key: &str) -> BTreeMap<String, i64> {
+    pub(super) fn sums(&self, service: &str, key: &str) -> BTreeMap<String, i64> {
         let sums = schema::aggregates(&Position::new(service, key), &self.rows);
         sums.expect("rows can be read").into_iter().collect()
     }
 
     /// Pairs with something outstanding.
-    fn pairs(&self) -> Vec<(Position, Position)> {
+    pub(super) fn pairs(&self) -> Vec<(Position, Position)> {
         let mut pairs = BTreeSet::new();
         for row in self.rows.0.keys() {
             let Some((from, kind, rest)) = split_row_key(row) else {
@@ -122,7 +122,7 @@ impl World {
     }
 
     /// Delivers a pair's next message.
-    fn deliver(&mut self, from: &Position, to: &Position) {
+    pub(super) fn deliver(&mut self, from: &Position, to: &Position) {
         let partner: Partner = read_row(&partner_row(from, to), &self.rows)
             .expect("rows can be read")
             .expect("the pair is open");
@@ -141,8 +141,9 @@ impl World {
                     letters: vec![letter.clone()],
                 },
             };
-            let rules = BySchema(&self.rules[to.parts().0]);
-            let delivered = deliver(&parcel, CONTEXT, &rules, &mut self.rows, &mut Delta::default());
+            let schema = self.rules.get(to.parts().0).map(BySchema);
+            let rules = schema.as_ref().map_or(&NoRules as &dyn Rules, |schema| schema);
+            let delivered = deliver(&parcel, CONTEXT, rules, &mut self.rows, &mut Delta::default());
             match delivered.expect("rows can be read").receipt {
                 Receipt::Applied { last } => {
                     let known = Acknowledgement {
@@ -161,7 +162,7 @@ impl World {
         panic!("{from} -> {to}: nothing was applied");
     }
 
-    fn deliver_some(&mut self, most: usize) {
+    pub(super) fn deliver_some(&mut self, most: usize) {
         for _ in 0..most {
             let pairs = self.pairs();
             if pairs.is_empty() {
@@ -173,12 +174,12 @@ impl World {
     }
 
     /// Until nothing is on its way.
-    fn settle(&mut self) {
+    pub(super) fn settle(&mut self) {
         self.deliver_some(100_000);
         assert_eq!(self.pairs(), [], "messages go on and on");
     }
 
-    fn all_of(&self, service: &str) -> Vec<String> {
+    pub(super) fn all_of(&self, service: &str) -> Vec<String> {
         let mut keys = BTreeSet::new();
         for row in self.rows.0.keys() {
             let Some((position, _, _)) = split_row_key(row) else {
@@ -194,7 +195,7 @@ impl World {
     }
 
     /// What each parent should have as sums and children, counted from the children's documents.
-    fn check(&self) {
+    pub(super) fn check(&self) {
         for (parent, child) in [("advertiser", "campaign"), ("campaign", "profile")] {
             let (rules, child_schema) = (&self.rules[parent].own.schema, &self.rules[child].own.schema);
             let relation = &rules.children[0];
@@ -235,7 +236,7 @@ impl World {
         }
     }
 
-    fn version(&self, service: &str, key: &str) -> u64 {
+    pub(super) fn version(&self, service: &str, key: &str) -> u64 {
         let row = crate::protocol::key::row_key(&Position::new(service, key), RowKind::Head, &[]);
         let head = self
             .rows
@@ -246,7 +247,7 @@ impl World {
     }
 }
 
-const CONTEXT: Context = Context {
+pub(super) const CONTEXT: Context = Context {
     shard: ShardId(1),
     wall_ms: 1,
     shard_time_ms: 1,

@@ -78,10 +78,23 @@ impl Node {
         replicas: u32,
         cuts: Vec<Position>,
     ) -> Result<NewService, WireError> {
-        let bad = |text: String| Err(WireError::new(Code::BadRequest, format!("{text}; nothing was changed")));
         if let Err(error) = crate::protocol::key::check_service(&name) {
-            return bad(error.to_string());
+            return Err(WireError::new(
+                Code::BadRequest,
+                format!("{error}; nothing was changed"),
+            ));
         }
+        self.place_service(name, replicas, cuts)
+    }
+
+    /// The same, for a service of whatever name.
+    pub(super) fn place_service(
+        &self,
+        name: String,
+        replicas: u32,
+        cuts: Vec<Position>,
+    ) -> Result<NewService, WireError> {
+        let bad = |text: String| Err(WireError::new(Code::BadRequest, format!("{text}; nothing was changed")));
         if !(1..=7).contains(&replicas) || replicas.is_multiple_of(2) {
             return bad(format!("{replicas} copies: 1, 3, 5 or 7 can be kept"));
         }

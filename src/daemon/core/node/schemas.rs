@@ -5,12 +5,14 @@
 use std::sync::Arc;
 
 use super::*;
+use crate::daemon::core::birth::NewService;
 use crate::daemon::core::catalog::CatalogCommand;
 use crate::daemon::core::entity::draft::{Draft, Stop};
 use crate::daemon::core::entity::effects::{NoRules, RelayRules, Rules};
 use crate::daemon::core::entity::schema::BySchema;
 use crate::protocol::activity::Body;
 use crate::protocol::schema::bundle::{Bundle, NewSchema, Ruleset, SchemaRecord};
+use crate::protocol::schema::{Schema, index};
 
 /// What this node has made of schemas.
 #[derive(Debug, Default)]
@@ -60,6 +62,13 @@ impl Rules for Judge {
         match &self.schema {
             Some(rules) => rules.own.schema.pools.iter().map(|pool| pool.field.as_str()).collect(),
             None => self.plain.pools(),
+        }
+    }
+
+    fn indexed(&self, field: &str, draft: &Draft<'_>) -> Result<Option<Option<String>>, Stop> {
+        match &self.schema {
+            Some(rules) => BySchema(rules).indexed(field, draft),
+            None => self.plain.indexed(field, draft),
         }
     }
 }
@@ -212,9 +221,32 @@ impl Node {
             let text = format!("there is no service `{}`; nothing was changed", new.service);
             return Err(WireError::new(Code::NoService, text));
         }
-        directory
+        let mut command = directory
             .catalog
-            .draft(schemas, allow_breaking, (by, because, self.clock.wall_ms))
+            .draft(schemas, allow_breaking, (by, because, self.clock.wall_ms))?;
+        command.indexes = self.draft_indexes(&command, &directory.map);
+        Ok(command)
+    }
+
+    /// The services of indexes that are wanted and not there yet: copied as often as what they are over, cut when they grow.
+    fn draft_indexes(&self, command: &CatalogCommand, map: &ShardMap) -> Vec<NewService> {
+        let mut wanted = Vec::new();
+        for record in &command.records {
+            let service = &record.schema.service;
+            let (Ok(schema), Some(over)) = (Schema::parse(&record.schema.text), map.services.get(service)) else {
+                continue;
+            };
+            for field in schema.indexes() {
+                let name = index::service_of(service, &field.name);
+                if !map.services.contains_key(&name) {
+                    // A schema is not refused for want of nodes: copies are added when there are some.
+                    let copies = (1..=over.replicas).rev().filter(|copies| copies % 2 == 1);
+                    let placed = copies.map(|copies| self.place_service(name.clone(), copies, Vec::new()));
+                    wanted.extend(placed.flatten().next());
+                }
+            }
+        }
+        wanted
     }
 }
 
