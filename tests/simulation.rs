@@ -541,6 +541,13 @@ fn finds_children_that_do_not_follow_a_split() {
     finds_in_families(Bug::SplitForgetsChildren);
 }
 
+/// A planted bug: what follows from a change is judged as if there had been nothing before, so that actions on a change are set off
+/// without one, and a child that moves does not leave.
+#[test]
+fn finds_consequences_that_forget_what_was_before() {
+    finds_in_families(Bug::ForgetsBefore);
+}
+
 fn finds_in_families(bug: Bug) {
     let seeds = variable("ISX_SIM_BUG_SEEDS", 30);
     for seed in 1..=seeds {

@@ -6,7 +6,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use serde_json::Value;
 
 use super::check::{Property, Violation};
-use super::workload::{CHILDREN, Combined, LOOSE, PARENTS, RARE_CHILDREN};
+use super::workload::{CHILDREN, Combined, LOOSE, PARENTS, RARE, RARE_CHILDREN};
 use crate::daemon::core::entity::machine::decode_head;
 use crate::daemon::core::entity::message::Letter;
 use crate::daemon::core::entity::schema::{aggregates, children};
@@ -107,6 +107,10 @@ copy = { heard = "n" }
 #[derive(Debug, Default)]
 pub struct Family {
     seen: BTreeSet<(Position, Position, u64, u64)>,
+    /// Messages of the parent that is hardly ever written.
+    recorded: BTreeSet<(Position, Position, u64, u64)>,
+    /// Its children that it has paused last.
+    paused: BTreeSet<Position>,
     /// By the number of the combined object: where its messages were recorded, by whom, for whom.
     objects: BTreeMap<u64, Object>,
     /// Profiles that only messages change: what those have made of them.
@@ -159,6 +163,10 @@ impl Family {
             return Ok(());
         };
         if !delivered {
+            let name = (from.clone(), to.clone(), *session, *number);
+            if from.parts().1 == Some(RARE) && to.parts().0 == "profile" && self.recorded.insert(name) {
+                self.acted(from, to, &letter.body)?;
+            }
             return match &letter.body {
                 Body::Put { document } => self.recorded(*at, from, to, document),
                 _ => Ok(()),
@@ -170,6 +178,24 @@ impl Family {
         let is_ours = service == "profile" && by_messages.any(|known| Some(*known) == key);
         if is_new && is_ours && !refused {
             self.applied(from, to, &letter.body);
+        }
+        Ok(())
+    }
+
+    /// A parent has something to say to a child that is nobody else's: it pauses it when it is paused itself, and not once
+    /// more before one of them has begun anew.
+    fn acted(&mut self, from: &Position, to: &Position, body: &Body) -> Result<(), Violation> {
+        match body {
+            Body::Call { action, .. } if action == "pause" => {
+                if !self.paused.insert(to.clone()) {
+                    let text = format!("{from} has paused {to}, and does so again without having gone on in between");
+                    return Err(Violation::new(Property::Whole, text));
+                }
+            }
+            Body::Call { .. } => {}
+            _ => {
+                self.paused.remove(to);
+            }
         }
         Ok(())
     }

@@ -24,7 +24,7 @@ mod budget;
 mod family;
 pub use budget::{BUDGET_MAX, HOLDERS};
 use budget::{Budget, BudgetKind};
-pub use family::{CHILDREN, Combined, LOOSE, PARENTS, RARE_CHILDREN};
+pub use family::{CHILDREN, Combined, LOOSE, PARENTS, RARE, RARE_CHILDREN};
 use family::{FamilyClient, FamilyKind};
 
 /// What clients have in common.

@@ -140,6 +140,8 @@ pub enum PlantedBug {
     SplitForgetsChildren,
     /// What a child feeds is counted twice.
     FeedsTwice,
+    /// What follows from a client's change is judged as if there had been nothing before.
+    ForgetsBefore,
     /// Tickets are taken whatever they say.
     TakesAnyTicket,
     /// The second node's copies leave out one write each, once.

@@ -34,6 +34,9 @@ pub(in crate::daemon::core) struct Judge {
 
 impl Rules for Judge {
     fn follow(&self, draft: &mut Draft<'_>) -> Result<(), Stop> {
+        if self.planted == PlantedBug::ForgetsBefore && draft.depth == 0 {
+            draft.before = None;
+        }
         match &self.schema {
             Some(rules) => BySchema(rules).follow(draft),
             None => self.plain.follow(draft),

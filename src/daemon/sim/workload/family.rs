@@ -172,7 +172,7 @@ impl Client {
 /// Campaigns.
 pub const PARENTS: [&str; 5] = ["d~1", "k~2", "q~3", "y~4", RARE];
 /// One that is hardly ever written, at the end of the keys: every split has it in its right half.
-const RARE: &str = "z~9";
+pub const RARE: &str = "z~9";
 /// Profiles that are nobody else's.
 pub const RARE_CHILDREN: [&str; 3] = ["c~1", "m~2", "u~3"];
 /// Profiles that only messages change, but for their lock.

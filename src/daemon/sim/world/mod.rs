@@ -88,6 +88,8 @@ pub enum Bug {
     SplitForgetsChildren,
     /// What a child feeds is counted twice.
     FeedsTwice,
+    /// What follows from a client's change is judged as if there had been nothing before.
+    ForgetsBefore,
     /// A node whose disk was wiped is let in under its old name.
     AdmitsTheWiped,
     /// Copies on nodes that are not heard from count as good.
@@ -583,6 +585,7 @@ impl World {
                     Bug::SplitForgetsTimers => PlantedBug::SplitForgetsTimers,
                     Bug::SplitForgetsChildren => PlantedBug::SplitForgetsChildren,
                     Bug::FeedsTwice => PlantedBug::FeedsTwice,
+                    Bug::ForgetsBefore => PlantedBug::ForgetsBefore,
                     Bug::SplitForgetsChanges => PlantedBug::SplitForgetsChanges,
                     Bug::AdmitsTheWiped => PlantedBug::AdmitsTheWiped,
                     Bug::CountsTheLost => PlantedBug::CountsTheLost,
