@@ -19,7 +19,7 @@ use isx::protocol::tentative::{LedgerPage, Operation, Stage, Tentative};
 use tokio::time::sleep;
 
 mod common;
-use common::{Cluster, PATIENCE, caught_up, operate, test};
+use common::{Cluster, PATIENCE, caught_up, operate, test, try_operate};
 
 /// Pause between two looks at something that is waited for.
 const LOOK: Duration = Duration::from_millis(25);
@@ -106,9 +106,17 @@ async fn apply(client: &Client, texts: &[(&str, &str)]) {
 /// The shard that holds an entity, and who leads it as far as the nodes that are up know.
 async fn holder(client: &Client, service: &str, key: &str) -> (ShardDescriptor, Option<NodeId>) {
     let at = Position::new(service, key);
-    let map = client.map().await.expect("a map");
-    let holding = map.shards.into_iter().filter(|shard| shard.range.contains(&at));
-    let shard = holding.max_by_key(|shard| shard.epoch).expect("some shard holds it");
+    let began = Instant::now();
+    let shard = loop {
+        let map = client.map().await.expect("a map");
+        let holding = map.shards.into_iter().filter(|shard| shard.range.contains(&at));
+        // Of a shard that was just cut, the left half may be heard of first.
+        if let Some(shard) = holding.max_by_key(|shard| shard.epoch) {
+            break shard;
+        }
+        assert!(began.elapsed() < PATIENCE, "no shard holds {at}");
+        sleep(LOOK).await;
+    };
     let mut leader = None;
     for (info, status) in client.statuses().await {
         let Ok(status) = status else { continue };
@@ -174,6 +182,31 @@ async fn cut(client: &Client, service: &str, key: &str) -> (ShardDescriptor, Sha
     (shard, right)
 }
 
+/// Moves the leader's copy of a shard to the node that has none.
+async fn move_leader(client: &Client, shard: &ShardDescriptor, four: NodeId) {
+    let began = Instant::now();
+    loop {
+        let (service, key) = shard.range.start.parts();
+        let (shard, leader) = holder(client, service, key.unwrap_or("")).await;
+        let mut nodes = (1..four.0).map(NodeId).chain([four]);
+        let to = nodes.find(|&node| shard.replica_on(node).is_none());
+        if let (Some(to), Some(from), 3) = (to, leader, shard.replicas.len()) {
+            let goal = Goal::Move {
+                shard: shard.id,
+                from,
+                to,
+            };
+            // The cluster spreads copies by itself, and may have been faster.
+            match try_operate(client, goal).await {
+                Err(ClientError::Refused(_)) => {}
+                ended => return ended.expect("moved"),
+            }
+        }
+        assert!(began.elapsed() < PATIENCE, "{shard:?} has no copy to be moved");
+        sleep(4 * LOOK).await;
+    }
+}
+
 /// All of it, twice: leaders of both sides killed, both sides' shards cut, moved and merged, and all nodes at once restarted.
 /// `count` is what must go on meanwhile.
 async fn trouble(cluster: &mut Cluster, client: &Client, (campaign, profiles): (&str, &[String]), count: &AtomicU64) {
@@ -190,27 +223,7 @@ async fn trouble(cluster: &mut Cluster, client: &Client, (campaign, profiles): (
         // The campaign's shard begins with the campaign now.
         let (before, own) = cut(client, "campaign", campaign).await;
         for shard in [&own, &right] {
-            let (shard, leader) =
-                holder(client, shard.range.service(), shard.range.start.parts().1.unwrap_or("")).await;
-            let to = match shard.replica_on(four) {
-                None => four,
-                Some(_) => (1..=3)
-                    .map(NodeId)
-                    .find(|&node| shard.replica_on(node).is_none())
-                    .expect("three copies on four"),
-            };
-            // Its leader, so that the lead moves too.
-            let from = leader.filter(|&node| shard.replica_on(node).is_some());
-            let from = from.unwrap_or(shard.replicas[0].node);
-            operate(
-                client,
-                Goal::Move {
-                    shard: shard.id,
-                    from,
-                    to,
-                },
-            )
-            .await;
+            move_leader(client, shard, four).await;
             progress("after a move", count, 1).await;
         }
 

@@ -6,7 +6,7 @@ use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use isx::client::context::Context;
-use isx::client::{Client, ConnectOptions};
+use isx::client::{Client, ClientError, ConnectOptions};
 use isx::ctl::dev::{NewNode, init};
 use isx::protocol::id::{NodeId, RequestId};
 use isx::protocol::op::{Goal, OpState};
@@ -220,6 +220,11 @@ pub fn test(body: impl Future<Output = ()>) {
 
 /// Starts an operation and waits until it is done.
 pub async fn operate(client: &Client, goal: Goal) {
+    try_operate(client, goal).await.expect("started");
+}
+
+/// The same, unless it is refused at the start.
+pub async fn try_operate(client: &Client, goal: Goal) -> Result<(), ClientError> {
     let request = Request::StartOp {
         protect_p99_us: None,
         goal: goal.clone(),
@@ -229,7 +234,7 @@ pub async fn operate(client: &Client, goal: Goal) {
         undoes: None,
         id: RequestId::random(),
     };
-    let Response::Op(op) = client.request(request).await.expect("started") else {
+    let Response::Op(op) = client.request(request).await? else {
         panic!("{goal} was not started")
     };
     let began = Instant::now();
@@ -241,7 +246,7 @@ pub async fn operate(client: &Client, goal: Goal) {
                     && shown.op.state.is_over()
                 {
                     assert_eq!(shown.op.state, OpState::Done, "{goal}: {}", shown.op.result);
-                    return;
+                    return Ok(());
                 }
                 format!("{ops:?}")
             }
