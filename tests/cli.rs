@@ -53,6 +53,16 @@ impl Place {
         place
     }
 
+    /// The same, with the examples of schemas in its directory.
+    fn with_schemas() -> Self {
+        let place = Self::with_cluster();
+        let examples = Path::new(env!("CARGO_MANIFEST_DIR")).join("examples/schemas");
+        for name in ["advertiser.toml", "campaign.toml", "profile.toml"] {
+            std::fs::copy(examples.join(name), place.path(name)).expect("an example");
+        }
+        place
+    }
+
     fn path(&self, name: &str) -> PathBuf {
         self.dir.path().join(name)
     }
@@ -132,6 +142,7 @@ impl Place {
             let varying = [
                 "uptime    ",
                 "traffic   ",
+                "messages  ",
                 "data      ",
                 "directory led by ",
                 "disk      ",
@@ -221,12 +232,12 @@ fn changes_and_history() {
 
 #[test]
 fn schemas_and_children() {
-    let place = Place::with_cluster();
-    let examples = Path::new(env!("CARGO_MANIFEST_DIR")).join("examples/schemas");
-    for name in ["advertiser.toml", "campaign.toml", "profile.toml"] {
-        std::fs::copy(examples.join(name), place.path(name)).expect("an example");
-    }
-    place.check("schemas.txt");
+    Place::with_schemas().check("schemas.txt");
+}
+
+#[test]
+fn what_entities_have_with_one_another() {
+    Place::with_schemas().check("activities.txt");
 }
 
 #[test]

@@ -110,7 +110,7 @@ pub enum Command {
     /// What entities have with one another
     #[command(
         subcommand,
-        before_help = "Examples:\n  isxctl activity reserve profile/p-1 campaign/c-1 --resource budget --amount 50\n  isxctl activity ledger"
+        before_help = "Examples:\n  isxctl activity list --state pending --older-than 10s\n  isxctl activity show campaign/c-1 profile/p-1\n  isxctl activity reserve profile/p-1 campaign/c-1 --resource budget --amount 50"
     )]
     Activity(ActivityCommand),
     /// What became of a write
@@ -220,6 +220,9 @@ pub enum Command {
 /// Verbs on what entities have with one another.
 #[derive(Debug, Clone, Subcommand)]
 pub enum ActivityCommand {
+    /// Messages.
+    #[command(flatten)]
+    Messages(super::activity::MessageCommand),
     /// Tentative operations.
     #[command(flatten)]
     Tentative(super::tentative::TentativeCommand),
@@ -563,6 +566,11 @@ pub enum ShardCommand {
 pub enum ServiceCommand {
     /// All services
     List,
+    /// One service: its schema and relations, its shards, how they are cut and copied
+    Show {
+        /// Its name
+        service: String,
+    },
     /// A new service
     #[command(
         before_help = "Examples:\n  isxctl service create advertiser\n  isxctl service create click --presplit 12 --replicas 5"

@@ -12,7 +12,6 @@ use crate::protocol::key::{KeyRange, Position};
 use crate::protocol::op::Intent;
 use crate::protocol::operator::{self, MarkChange, Order};
 use crate::protocol::request::{Request, Response};
-use crate::protocol::schema::index;
 use crate::protocol::shard_map::{Membership, NodeInfo, ShardDescriptor};
 use crate::security::ca::{JoinLine, Pin};
 
@@ -540,42 +539,6 @@ async fn lead(env: &Environment, shard: ShardId, on: &str, pin: Option<std::time
         }
         tokio::time::sleep(std::time::Duration::from_millis(50)).await;
     }
-}
-
-pub(super) async fn services(env: &Environment) -> Ended {
-    let client = env.connect().await?;
-    let map = client.map().await?;
-    let mut listing = Listing::new(
-        "isx.service.list/1",
-        &[
-            "SERVICE:service",
-            "SHARDS:shards",
-            "REPLICAS:replicas",
-            "PRESPLIT:presplit",
-        ],
-    );
-    // Indexes are listed by `index list`.
-    let named = map
-        .services
-        .iter()
-        .filter(|service| index::parts(&service.name).is_none());
-    for service in named {
-        let shards = map
-            .shards
-            .iter()
-            .filter(|shard| shard.range.service() == service.name)
-            .count();
-        listing.push(
-            vec![
-                service.name.clone(),
-                shards.to_string(),
-                service.replicas.to_string(),
-                service.presplit.to_string(),
-            ],
-            json!({"service": service.name, "shards": shards, "replicas": service.replicas, "presplit": service.presplit}),
-        );
-    }
-    env.print_listing(&listing)
 }
 
 pub(super) async fn token(env: &Environment, ttl: std::time::Duration) -> Ended {

@@ -157,6 +157,7 @@ pub fn of(code: Code) -> u8 {
         | Code::NoSuchOp
         | Code::NoSuchNode
         | Code::NoSuchOperation
+        | Code::NoSuchMessage
         | Code::NoSuchRule => NOT_FOUND,
         Code::VersionConflict
         | Code::Exists

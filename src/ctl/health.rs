@@ -50,7 +50,7 @@ pub(super) struct Finding {
 }
 
 /// Every code, with what it means.
-const CODES: [(&str, &str); 13] = [
+const CODES: [(&str, &str); 15] = [
     (
         "REPLICAS_DIFFER",
         "The copies of a shard hold different rows and no majority of them agrees, so nobody can say which is right. Nothing \
@@ -95,6 +95,17 @@ const CODES: [(&str, &str); 13] = [
     (
         "SHARD_BEHIND",
         "A copy of the shard is more than two thousand entries behind its leader and is catching up.",
+    ),
+    (
+        "MESSAGES_LATE",
+        "A message between two entities has waited longer than half a minute, although nobody stopped it. Its receiver's shard \
+         has no leader or can't be reached from the sender's. It arrives by itself when that is over; nothing is lost and \
+         nothing overtakes it.",
+    ),
+    (
+        "MESSAGES_PARKED",
+        "Somebody stopped the sending from one entity to another. The messages are kept, and go on with `isxctl activity \
+         unpark`; new ones of the same pair wait behind them.",
     ),
     (
         "LINK_DOWN",
@@ -203,6 +214,24 @@ impl Cluster {
                 }
             }
         }
+        let messages = self.messages();
+        if messages.oldest_ms >= MESSAGES_LATE_MS {
+            let count = messages.outstanding;
+            let what = format!(
+                "{count} messages are outstanding, the oldest for {}",
+                span(messages.oldest_ms)
+            );
+            let next = "isxctl activity list --state pending --older-than 30s".to_owned();
+            add("MESSAGES_LATE", Severity::Warn, Some(messages.oldest_ms), what, next);
+        }
+        if messages.parked > 0 {
+            let what = match messages.parked {
+                1 => "1 pair of entities is parked".to_owned(),
+                n => format!("{n} pairs of entities are parked"),
+            };
+            let next = "isxctl activity list --state parked".to_owned();
+            add("MESSAGES_PARKED", Severity::Warn, None, what, next);
+        }
         let versions: BTreeSet<&str> = self.answered.values().map(|status| status.version.as_str()).collect();
         if versions.len() > 1 {
             let list: Vec<&str> = versions.into_iter().collect();
@@ -238,6 +267,9 @@ impl Cluster {
             .min()
     }
 }
+
+/// A message that waits longer is worth a look. Unit: ms.
+const MESSAGES_LATE_MS: u64 = 30_000;
 
 /// `s-1, s-2, s-3 and 5 more shards`, in words short enough for a line.
 fn some(shards: &[&ShardHealth<'_>]) -> String {

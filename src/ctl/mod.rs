@@ -3,6 +3,7 @@
 //! Data on standard output, words on standard error; every command has a JSON form; exit codes are in [`exit`]. It uses the
 //! client library and nothing else of isx, but for `dev` and `cluster init`, which write configurations and start
 //! processes, and `simulate`, which calls the planner.
+mod activity;
 pub mod args;
 pub mod bench;
 mod children;
@@ -16,6 +17,7 @@ mod journal;
 mod local;
 mod ops;
 pub mod output;
+mod pairs;
 mod plan;
 mod rule;
 mod schema;
@@ -143,13 +145,17 @@ async fn dispatch(mut cli: Cli, format: Format) -> Ended {
             | Command::Shard(args::ShardCommand::List { .. } | args::ShardCommand::Show { .. })
             | Command::Service(_)
             | Command::Index(index::IndexCommand::List)
-            | Command::Activity(args::ActivityCommand::Tentative(
-                tentative::TentativeCommand::Ledger { .. } | tentative::TentativeCommand::Operations { .. }
-            ))
+            | Command::Activity(
+                args::ActivityCommand::Tentative(
+                    tentative::TentativeCommand::Ledger { .. } | tentative::TentativeCommand::Operations { .. }
+                ) | args::ActivityCommand::Messages(
+                    activity::MessageCommand::List { .. } | activity::MessageCommand::Show { .. }
+                )
+            )
     );
     if !is_watchable {
-        let message = "--watch goes with status, health, node list, node show, shard list, shard show, service list, index list, activity \
-                       ledger and activity operations";
+        let message = "--watch goes with status, health, node list, node show, shard list, shard show, service list, service show, index list, activity \
+                       list, activity show, activity ledger and activity operations";
         return Err(CtlError::new(exit::USAGE, message));
     }
     if !std::io::stdout().is_terminal() {
@@ -186,6 +192,7 @@ async fn perform(env: &Environment, command: Command) -> Ended {
         Command::Profile(command) => entity::run(env, "profile", command).await,
         Command::Entity { service, command } => entity::run(env, &service, command).await,
         Command::Activity(args::ActivityCommand::Tentative(command)) => tentative::run(env, command).await,
+        Command::Activity(args::ActivityCommand::Messages(command)) => activity::run(env, command).await,
         Command::Request(args::RequestCommand::Show { id, of }) => entity::show_request(env, id, of.as_deref()).await,
         Command::Node(command) => cluster::node(env, command).await,
         Command::Shard(command) => cluster::shard(env, command).await,
@@ -197,7 +204,8 @@ async fn perform(env: &Environment, command: Command) -> Ended {
         Command::Plan(command) => plan::run(env, command).await,
         Command::Rule(command) => rule::run(env, command).await,
         Command::Router(command) => settings::router(env, command).await,
-        Command::Service(args::ServiceCommand::List) => cluster::services(env).await,
+        Command::Service(args::ServiceCommand::List) => service::list(env).await,
+        Command::Service(args::ServiceCommand::Show { service }) => service::show(env, &service).await,
         Command::Service(args::ServiceCommand::Create {
             service,
             replicas,

@@ -1195,7 +1195,7 @@ pub(super) fn severe(env: &Environment, what: &str, name: &str, confirmed: Optio
     match confirmed {
         Some(given) if given == name => Ok(()),
         Some(given) => {
-            let text = format!("--confirm says `{given}`, the node is `{name}`; nothing was changed");
+            let text = format!("--confirm says `{given}`, the name is `{name}`; nothing was changed");
             Err(CtlError::new(exit::CONSENT, text))
         }
         None => env.type_name(what, name),

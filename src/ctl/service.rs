@@ -1,15 +1,243 @@
-//! New services.
+//! Services: what there is, and new ones.
 use std::time::{Duration, Instant};
 
-use serde_json::json;
+use serde_json::{Value, json};
 
-use super::exit;
+use super::exit::{self, CtlError};
+use super::output::{self, Listing};
+use super::status::{Cluster, ShardHealth};
 use super::{Ended, Environment};
 use crate::client::{Client, ClientError, ListQuery};
 use crate::protocol::error::Code;
 use crate::protocol::id::{RequestId, base32};
 use crate::protocol::key::Position;
-use crate::protocol::request::Request;
+use crate::protocol::request::{ReplicaStatus, Request};
+use crate::protocol::schema::Schema;
+use crate::protocol::schema::bundle::SchemaRecord;
+use crate::protocol::schema::index;
+use crate::protocol::shard_map::ServiceInfo;
+
+/// What is known of one service.
+struct Known<'a> {
+    info: &'a ServiceInfo,
+    shards: Vec<ShardHealth<'a>>,
+    /// Its newest schema with the version; `None`: it has none, or nobody can say.
+    schema: Option<(u64, Schema)>,
+}
+
+impl Known<'_> {
+    /// Over the leaders that answered.
+    fn sum(&self, of: fn(&ReplicaStatus) -> u64) -> u64 {
+        let led = self.shards.iter().filter_map(|shard| shard.leader);
+        led.map(|(_, status)| of(status)).sum()
+    }
+
+    /// Whether every shard's leader told what it has.
+    fn is_whole(&self) -> bool {
+        self.shards.iter().all(|shard| shard.leader.is_some())
+    }
+
+    fn relations(&self, of: fn(&Schema) -> Vec<(&str, &str)>) -> Vec<(&str, &str)> {
+        self.schema.as_ref().map_or_else(Vec::new, |(_, schema)| of(schema))
+    }
+
+    /// Field and service.
+    fn parents(&self) -> Vec<(&str, &str)> {
+        self.relations(|schema| schema.parents.iter().map(|r| (&*r.field, &*r.service)).collect())
+    }
+
+    /// Field and service.
+    fn children(&self) -> Vec<(&str, &str)> {
+        self.relations(|schema| schema.children.iter().map(|r| (&*r.field, &*r.service)).collect())
+    }
+
+    fn version(&self) -> String {
+        self.schema
+            .as_ref()
+            .map_or_else(|| "-".to_owned(), |(version, _)| format!("v{version}"))
+    }
+
+    fn split_at(&self) -> String {
+        let sizes = &self.info.sizes;
+        let load = match sizes.split_load {
+            0 => String::new(),
+            rate => format!(" or {rate}/s"),
+        };
+        output::size(sizes.split_bytes) + &load
+    }
+
+    fn json(&self) -> Value {
+        let sizes = &self.info.sizes;
+        let pairs = |pairs: Vec<(&str, &str)>| {
+            let one = |(field, service)| json!({"field": field, "service": service});
+            pairs.into_iter().map(one).collect::<Vec<Value>>()
+        };
+        json!({"service": self.info.name, "schema": self.schema.as_ref().map(|(version, _)| version),
+               "entities": self.sum(|r| r.entities), "bytes": self.sum(|r| r.bytes), "complete": self.is_whole(),
+               "shards": self.shards.len(), "replicas": self.info.replicas, "presplit": self.info.presplit,
+               "splitBytes": sizes.split_bytes, "splitLoad": sizes.split_load, "mergeBytes": sizes.merge_bytes,
+               "minShards": sizes.min_shards, "parents": pairs(self.parents()), "children": pairs(self.children())})
+    }
+}
+
+/// Schemas are kept by the directory; what the nodes tell is shown without it.
+async fn schemas(env: &Environment, service: Option<&str>) -> Option<Vec<SchemaRecord>> {
+    let client = env.connect().await.ok()?;
+    let records = super::schema::records(&client, service).await;
+    client.close().await;
+    records.ok()
+}
+
+/// A service's newest schema among the records.
+fn newest(records: &[SchemaRecord], service: &str) -> Result<Option<(u64, Schema)>, CtlError> {
+    let mine = records.iter().filter(|record| record.schema.service == service);
+    let Some(record) = mine.max_by_key(|record| record.schema.version) else {
+        return Ok(None);
+    };
+    let read = Schema::parse(&record.schema.text);
+    let schema = read.map_err(|error| CtlError::new(exit::SKEW, error.to_string()))?;
+    Ok(Some((record.schema.version, schema)))
+}
+
+fn known<'a>(cluster: &'a Cluster, info: &'a ServiceInfo, records: &[SchemaRecord]) -> Result<Known<'a>, CtlError> {
+    let mut shards = cluster.in_order();
+    shards.retain(|health| health.shard.range.service() == info.name);
+    Ok(Known {
+        info,
+        shards,
+        schema: newest(records, &info.name)?,
+    })
+}
+
+fn names(pairs: &[(&str, &str)]) -> String {
+    let mut names: Vec<&str> = pairs.iter().map(|(_, service)| *service).collect();
+    names.dedup();
+    match names.as_slice() {
+        [] => "-".to_owned(),
+        names => names.join(", "),
+    }
+}
+
+pub(super) async fn list(env: &Environment) -> Ended {
+    let cluster = Cluster::ask(env).await?;
+    let records = schemas(env, None).await;
+    let columns = [
+        "SERVICE:service",
+        "SCHEMA:schema",
+        "ENTITIES:entities",
+        "SHARDS:shards",
+        "REPLICAS:replicas",
+        "SPLIT AT:splitBytes",
+        "PARENTS:parents",
+        "CHILDREN:children",
+        "+PRESPLIT:presplit",
+        "+BYTES:bytes",
+    ];
+    let mut listing = Listing::new("isx.service.list/1", &columns);
+    listing.about = cluster.envelope();
+    // Indexes are listed by `index list`.
+    let named = cluster
+        .services
+        .iter()
+        .filter(|info| index::parts(&info.name).is_none());
+    for info in named {
+        let known = known(&cluster, info, records.as_deref().unwrap_or_default())?;
+        let more = if known.is_whole() { "" } else { " or more" };
+        let row = vec![
+            info.name.clone(),
+            known.version(),
+            known.sum(|r| r.entities).to_string() + more,
+            known.shards.len().to_string(),
+            info.replicas.to_string(),
+            known.split_at(),
+            names(&known.parents()),
+            names(&known.children()),
+            info.presplit.to_string(),
+            output::size(known.sum(|r| r.bytes)),
+        ];
+        listing.push(row, known.json());
+    }
+    cluster.say_who_is_missing(env);
+    if records.is_none() {
+        env.say("schemas are not known: the directory does not answer");
+    }
+    env.print_listing(&listing)
+}
+
+pub(super) async fn show(env: &Environment, name: &str) -> Ended {
+    let cluster = Cluster::ask(env).await?;
+    let Some(info) = cluster.services.iter().find(|info| info.name == name) else {
+        let text = format!("there is no service {name}");
+        return Err(CtlError::new(exit::NOT_FOUND, text).next("isxctl service list"));
+    };
+    let records = schemas(env, Some(name)).await;
+    let known = known(&cluster, info, records.as_deref().unwrap_or_default())?;
+    if env.format().is_json() {
+        let mut object = json!({"schema": "isx.service.show/1"});
+        for (name, part) in cluster.envelope() {
+            object[name] = part;
+        }
+        object["item"] = known.json();
+        let one = |health: &ShardHealth<'_>| json!({"shard": health.shard.id.to_string(), "state": health.state()});
+        object["item"]["shardList"] = known.shards.iter().map(one).collect::<Vec<_>>().into();
+        return env.print_json(&object);
+    }
+    let sizes = &info.sizes;
+    let more = if known.is_whole() {
+        ""
+    } else {
+        " or more: not all leaders answered"
+    };
+    let mut text = format!("service   {name}\n");
+    text += &match (&known.schema, &records) {
+        (Some((version, schema)), _) => format!(
+            "schema    v{version}: {} fields, {} actions, {} accepted\n",
+            schema.fields.len(),
+            schema.actions.len(),
+            schema.accepts.len()
+        ),
+        (None, Some(_)) => "schema    none: any JSON object is taken\n".to_owned(),
+        (None, None) => "schema    not known: the directory does not answer\n".to_owned(),
+    };
+    for (word, pairs) in [("parent", known.parents()), ("child", known.children())] {
+        for (field, service) in pairs {
+            text += &format!("{word:9} {service}   by its field {field}\n");
+        }
+    }
+    if let Some((_, schema)) = &known.schema {
+        for pool in &schema.pools {
+            text += &format!("pool      {}\n", pool.field);
+        }
+    }
+    text += &format!(
+        "data      {} entities{more}, {}\n",
+        known.sum(|r| r.entities),
+        output::size(known.sum(|r| r.bytes))
+    );
+    let merged = match sizes.merge_bytes {
+        0 => "never merged by themselves".to_owned(),
+        bytes => format!("merged below {}", output::size(bytes)),
+    };
+    text += &format!(
+        "shards    {}, {} copies each; split at {}, {merged}, never fewer than {}\n",
+        known.shards.len(),
+        info.replicas,
+        known.split_at(),
+        sizes.min_shards
+    );
+    let ill: Vec<String> = known
+        .shards
+        .iter()
+        .filter(|health| health.state() != "ok")
+        .map(|health| format!("{} {}", health.shard.id, health.state()))
+        .collect();
+    if !ill.is_empty() {
+        text += &format!("problem   {}\n", ill.join(", "));
+    }
+    text += &format!("next      isxctl shard list --service {name}        isxctl schema show {name}\n");
+    cluster.say_who_is_missing(env);
+    env.print(&text)
+}
 
 /// Where a new service is cut: at these keys, or evenly over the keys that posts get.
 pub(super) fn cuts(service: &str, presplit: u32, keys: Vec<String>) -> Vec<Position> {

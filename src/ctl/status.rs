@@ -13,7 +13,7 @@ use crate::protocol::id::{NodeId, ShardId};
 use crate::protocol::op::OpView;
 use crate::protocol::operator::Policy;
 use crate::protocol::request::{NodeStatus, ReplicaStatus};
-use crate::protocol::shard_map::{NodeInfo, ReplicaDescriptor, ShardDescriptor};
+use crate::protocol::shard_map::{NodeInfo, ReplicaDescriptor, ServiceInfo, ShardDescriptor};
 
 /// What all nodes that answered know together.
 pub(super) struct Cluster {
@@ -22,11 +22,47 @@ pub(super) struct Cluster {
     pub(super) silent: BTreeMap<NodeId, String>,
     /// By id; each the newest descriptor anybody told.
     pub(super) shards: BTreeMap<ShardId, ShardDescriptor>,
+    pub(super) services: Vec<ServiceInfo>,
     /// What operators laid down.
     pub(super) policy: Policy,
     pub(super) name: String,
     /// When the answers were in. Unit: ms since 1970.
     pub(super) as_of_ms: u64,
+}
+
+/// Messages between entities, as the leaders of their shards count them.
+pub(super) struct Messages {
+    /// Not known to be applied.
+    pub(super) outstanding: u64,
+    /// How long the oldest of them has waited, as far as its present leader knows. Unit: ms.
+    pub(super) oldest_ms: u64,
+    /// Pairs whose sending somebody stopped.
+    pub(super) parked: u64,
+    /// Tentative operations that are open.
+    pub(super) tentative: u64,
+    /// Taken by receivers since the nodes started.
+    pub(super) applied: u64,
+    /// Those of them that were refused.
+    pub(super) refused: u64,
+    /// Taken by receivers each second, over the last seconds.
+    pub(super) per_s: u64,
+}
+
+impl Messages {
+    fn json(&self) -> Value {
+        json!({"perSecond": self.per_s, "outstanding": self.outstanding, "oldestMs": self.oldest_ms,
+               "parkedPairs": self.parked, "tentative": self.tentative, "applied": self.applied,
+               "refused": self.refused})
+    }
+
+    fn line(&self) -> String {
+        let oldest = match (self.outstanding, self.oldest_ms) {
+            (0, _) => "none outstanding".to_owned(),
+            (n, ms) => format!("{n} outstanding, the oldest for {}", span(ms)),
+        };
+        let (rate, parked, tentative) = (self.per_s, self.parked, self.tentative);
+        format!("messages  {rate}/s; {oldest}; parked pairs {parked}; tentative {tentative}\n")
+    }
 }
 
 /// A node has this long to answer, or four times what connecting took where the link is slow: one that is down must not
@@ -111,6 +147,7 @@ impl Cluster {
             answered,
             silent,
             shards,
+            services: map.services,
             policy: map.policy,
             name,
         })
@@ -151,6 +188,27 @@ impl Cluster {
         let mut shards: Vec<&ShardDescriptor> = self.shards.values().collect();
         shards.sort_by(|a, b| a.range.start.cmp(&b.range.start));
         shards.into_iter().map(|shard| self.health_of(shard)).collect()
+    }
+
+    /// How it stands with messages between entities, over the nodes that answered.
+    pub(super) fn messages(&self) -> Messages {
+        let counted = |name: &str| {
+            let of = move |status: &NodeStatus| {
+                let mut counters = status.counters.iter();
+                counters.find(|(known, _)| known == name).map_or(0, |(_, n)| *n)
+            };
+            self.answered.values().map(of).collect::<Vec<u64>>()
+        };
+        let sum = |name: &str| counted(name).into_iter().sum();
+        Messages {
+            outstanding: sum("messages_outstanding"),
+            oldest_ms: counted("messages_oldest_ms").into_iter().max().unwrap_or(0),
+            parked: sum("messages_parked_pairs"),
+            tentative: sum("messages_tentative"),
+            applied: sum("messages_applied"),
+            refused: sum("messages_refused"),
+            per_s: sum("messages_per_s"),
+        }
     }
 
     pub(super) fn node_name(&self, id: NodeId) -> String {
@@ -268,6 +326,7 @@ pub(super) async fn status(env: &Environment, exit_code: bool) -> Ended {
             "shards": {"total": shards.len(), "noQuorum": no_quorum, "electing": electing, "underReplicated": under,
                        "catchingUp": behind},
             "data": {"entities": entities, "bytes": bytes, "storeBytes": store}, "traffic": {"perSecond": rate},
+            "messages": cluster.messages().json(),
             "work": work.as_ref().map(|work| work.iter().map(super::ops::view_json).collect::<Vec<_>>()),
             "directoryLeader": directory.map(|node| cluster.node_name(node)),
         });
@@ -333,6 +392,7 @@ pub(super) async fn status(env: &Environment, exit_code: bool) -> Ended {
             size(store)
         );
         text += &format!("traffic   {rate} req/s\n");
+        text += &cluster.messages().line();
         let up: Vec<String> = cluster
             .answered
             .iter()

@@ -54,14 +54,30 @@ pub enum TentativeCommand {
         #[command(flatten)]
         how: How,
     },
-    /// Give back what was set aside
+    /// Give back what was set aside, or with --message take a message back before its receiver has applied it
+    #[command(
+        before_help = "Examples:\n  isxctl activity cancel profile/p-1 campaign/c-1 7\n  isxctl activity cancel campaign/c-1 profile/p-1 --message 41 --because 'sent by mistake'"
+    )]
     Cancel {
-        /// Who wanted it, as SERVICE/KEY
+        /// Who wanted it or sends, as SERVICE/KEY
         entity: Named,
-        /// Who has it, as SERVICE/KEY
+        /// Who has it or receives, as SERVICE/KEY
         holder: Named,
         /// The operation's number, as `reserve` printed it
-        operation: u64,
+        #[arg(required_unless_present = "message", conflicts_with = "message")]
+        operation: Option<u64>,
+        /// Take back this message instead, by its number as `activity show` prints it
+        #[arg(long, value_name = "N", requires = "because")]
+        message: Option<u64>,
+        /// Why the message is taken back
+        #[arg(long, value_name = "TEXT", requires = "message")]
+        because: Option<String>,
+        /// With --message: the sender once more, instead of typing it
+        #[arg(long, value_name = "SERVICE/KEY", requires = "message")]
+        confirm: Option<String>,
+        /// With --message: show it, change nothing
+        #[arg(long, requires = "message")]
+        dry_run: bool,
         /// How it is asked for.
         #[command(flatten)]
         how: How,
@@ -131,7 +147,7 @@ impl FromStr for Named {
 }
 
 impl Named {
-    fn position(&self) -> Position {
+    pub(super) fn position(&self) -> Position {
         Position::new(&self.service, &self.key)
     }
 }
@@ -166,10 +182,31 @@ pub(super) async fn run(env: &Environment, command: TentativeCommand) -> Ended {
         TentativeCommand::Cancel {
             entity,
             holder,
+            message: Some(number),
+            because,
+            confirm,
+            dry_run,
+            how,
+            ..
+        } => {
+            let act = super::activity::Act {
+                entity,
+                partner: holder,
+                because: because.unwrap_or_default(),
+                dry_run,
+                request_id: how.request_id,
+            };
+            super::activity::cancel(env, &act, number, confirm.as_deref()).await
+        }
+        TentativeCommand::Cancel {
+            entity,
+            holder,
             operation,
             how,
+            ..
         } => {
             let holder = holder.position();
+            let operation = operation.ok_or_else(|| CtlError::new(exit::USAGE, "an operation's number is missing"))?;
             change(env, &entity, Tentative::Cancel { holder, operation }, &how).await
         }
         TentativeCommand::Operations { entity } => list_operations(env, &entity).await,
@@ -548,12 +585,12 @@ fn waiting_for(requesters: &BTreeMap<Position, u64>) -> String {
     counted.collect::<Vec<_>>().join(", ")
 }
 
-fn named(position: &Position) -> String {
+pub(super) fn named(position: &Position) -> String {
     let (service, key) = position.parts();
     format!("{service}/{}", key.unwrap_or(""))
 }
 
-fn dash(text: &str) -> String {
+pub(super) fn dash(text: &str) -> String {
     if text.is_empty() { "-" } else { text }.to_owned()
 }
 
@@ -561,7 +598,7 @@ fn yes(it_is: bool) -> String {
     if it_is { "yes" } else { "no" }.to_owned()
 }
 
-fn now_ms() -> u64 {
+pub(super) fn now_ms() -> u64 {
     let since = SystemTime::now().duration_since(UNIX_EPOCH);
     since.map_or(0, |since| since.as_millis() as u64)
 }

@@ -22,6 +22,6 @@ mod schema_tests;
 #[cfg(test)]
 mod tentative_tests;
 #[cfg(test)]
-mod testing;
+pub(super) mod testing;
 #[cfg(test)]
 mod tests;

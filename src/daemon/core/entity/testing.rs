@@ -7,7 +7,7 @@ use bytes::Bytes;
 use crate::daemon::core::state::{State, StateError};
 
 #[derive(Default)]
-pub(super) struct Rows(pub(super) BTreeMap<Bytes, Bytes>);
+pub(in crate::daemon::core) struct Rows(pub(super) BTreeMap<Bytes, Bytes>);
 
 impl State for Rows {
     fn get(&self, key: &[u8]) -> Result<Option<Bytes>, StateError> {

@@ -5,10 +5,11 @@ use bytes::Bytes;
 
 use super::*;
 use crate::daemon::core::entity::message::{
-    Letter, Partner, Rejections, Source, Tally, outbox_row, read_row, rejections_row, tally_row,
+    Letter, Partner, Rejections, Source, Tally, outbox_row, partner_row, read_row, rejections_row, source_row,
+    tally_row,
 };
 use crate::protocol::activity::{ActivityFilter, ActivityItem, ActivityView, MessageView, PartnerView, SendView};
-use crate::protocol::key::{RowKind, row_key, split_partner_rest, split_row_key, work_key, work_start};
+use crate::protocol::key::{RowKind, partner_rest, row_key, split_partner_rest, split_row_key, work_key, work_start};
 use crate::protocol::request::LIST_BYTES_MAX;
 
 impl Node {
@@ -32,8 +33,7 @@ impl Node {
             .transpose()?
             .unwrap_or_default();
         let mut pairs: BTreeMap<Position, PartnerView> = BTreeMap::new();
-        let wanted =
-            |other: &Position| with.is_none_or(|with| with == other) && after.is_none_or(|after| after < other);
+        let wanted = |other: &Position| after.is_none_or(|after| after < other);
         let mut note = |other: &Position, set: &mut dyn FnMut(&mut PartnerView)| {
             set(pairs.entry(other.clone()).or_insert_with(|| PartnerView {
                 with: other.clone(),
@@ -41,12 +41,21 @@ impl Node {
                 had: None,
             }));
         };
-        for (other, value) in rows_about_others(RowKind::Partner, entity, limit + 1, &wanted, state)? {
+        // One other is looked up: an entity may have a hundred thousand.
+        let rows = |kind, row: &dyn Fn(&Position) -> Bytes| match with {
+            Some(with) => Ok(state
+                .get(&row(with))?
+                .map(|value| (with.clone(), value))
+                .into_iter()
+                .collect()),
+            None => rows_about_others(kind, entity, limit + 1, &wanted, state),
+        };
+        for (other, value) in rows(RowKind::Partner, &|other| partner_row(entity, other))? {
             let partner: Partner = decoded(entity, &value)?;
             let view = self.send_view(replica, entity, &other, &partner, state)?;
             note(&other, &mut |pair| pair.sends = Some(view.clone()));
         }
-        for (other, value) in rows_about_others(RowKind::Source, entity, limit + 1, &wanted, state)? {
+        for (other, value) in rows(RowKind::Source, &|other| source_row(entity, other))? {
             let source: Source = decoded(entity, &value)?;
             note(&other, &mut |pair| {
                 pair.had = Some((source.session, source.last, source.version))
@@ -96,59 +105,26 @@ impl Node {
         state: &dyn State,
     ) -> Result<Response, StateError> {
         let end = to.min(&replica.shard.range.end);
-        let (mut items, mut looked_at) = (Vec::new(), 0_usize);
-        let mut last = after.cloned();
-        let mut start = match after {
+        let start = match after {
             Some((from, to)) => {
-                let mut row = work_key(from, RowKind::Partner, &crate::protocol::key::partner_rest(to)).to_vec();
+                let mut row = work_key(from, RowKind::Partner, &partner_rest(to)).to_vec();
                 row.push(0);
                 Bytes::from(row)
             }
             None => work_start(from),
         };
-        let end_row = work_start(end);
-        let mut is_full = false;
-        loop {
-            let (mut found, mut go_on) = (Vec::new(), None);
-            state.scan(&start, &end_row, &mut |row, value| {
-                looked_at += 1;
-                let Some((from, kind, rest)) = split_row_key(row) else {
-                    return ControlFlow::Continue(());
-                };
-                if kind == RowKind::Outbox as u8 {
-                    go_on = Some(work_start(&from.successor()));
-                    return ControlFlow::Break(());
-                }
-                if kind == RowKind::Partner as u8
-                    && let Some((to, _)) = split_partner_rest(&rest)
-                {
-                    found.push((from, to, value.clone()));
-                }
-                is_full = items.len() + found.len() >= limit as usize || looked_at >= LOOKED_AT_MAX;
-                if is_full {
-                    ControlFlow::Break(())
-                } else {
-                    ControlFlow::Continue(())
-                }
-            })?;
-            for (from, to, value) in found {
-                let partner: Partner = decoded(&from, &value)?;
-                last = Some((from.clone(), to.clone()));
-                if filter.wants(partner.outstanding(), partner.held.is_some(), partner.open) {
-                    let sends = self.send_view(replica, &from, &to, &partner, state)?;
-                    items.push(ActivityItem { from, to, sends });
-                }
-            }
-            match go_on.filter(|_| !is_full) {
-                Some(next) if next < end_row => start = next,
-                _ => break,
-            }
+        let wanted = |partner: &Partner| filter.wants(partner.outstanding(), partner.held.is_some(), partner.open);
+        let (found, more) = sending(start, &work_start(end), limit as usize, &wanted, state)?;
+        let mut items = Vec::with_capacity(found.len());
+        for (from, to, partner) in found {
+            let sends = self.send_view(replica, &from, &to, &partner, state)?;
+            items.push(ActivityItem { from, to, sends });
         }
-        let more_shards = (end < to).then(|| end.clone());
+        let next_shard = (more.is_none() && end < to).then(|| end.clone());
         Ok(Response::ActivitiesListed {
             items,
-            after: last.filter(|_| is_full),
-            next: more_shards.filter(|_| !is_full),
+            after: more,
+            next: next_shard,
         })
     }
 
@@ -176,6 +152,64 @@ impl Node {
             attempts,
             retry_in_ms,
         })
+    }
+}
+
+/// Pairs by their senders' rows: those that are wanted, up to `limit`, and behind which pair to go on if there may be more.
+#[expect(clippy::type_complexity, reason = "said in words above")]
+fn sending(
+    mut start: Bytes,
+    end: &Bytes,
+    limit: usize,
+    wanted: &dyn Fn(&Partner) -> bool,
+    state: &dyn State,
+) -> Result<(Vec<(Position, Position, Partner)>, Option<(Position, Position)>), StateError> {
+    let (mut found, mut looked_at, mut last, mut bad) = (Vec::new(), 0_usize, None, None);
+    loop {
+        let mut go_on = None;
+        let mut is_full = false;
+        state.scan(&start, end, &mut |row, value| {
+            looked_at += 1;
+            is_full = looked_at >= LOOKED_AT_MAX;
+            let Some((from, kind, rest)) = split_row_key(row) else {
+                return ControlFlow::Continue(());
+            };
+            if kind > RowKind::Partner as u8 {
+                // Timers and messages: an entity may have very many, and its pairs came before them.
+                go_on = Some(work_start(&from.successor()));
+                // One that only has those counts as passed, too: or the next answer would begin here again.
+                if last.as_ref().is_none_or(|(known, _)| *known != from) {
+                    last = Some((from, Position::default()));
+                }
+                return ControlFlow::Break(());
+            }
+            if kind == RowKind::Partner as u8
+                && let Some((to, _)) = split_partner_rest(&rest)
+            {
+                match decoded::<Partner>(&from, value) {
+                    Ok(partner) if wanted(&partner) => found.push((from.clone(), to.clone(), partner)),
+                    Ok(_) => {}
+                    Err(error) => {
+                        bad = Some(error);
+                        return ControlFlow::Break(());
+                    }
+                }
+                last = Some((from, to));
+                is_full |= found.len() >= limit;
+                if is_full {
+                    return ControlFlow::Break(());
+                }
+            }
+            ControlFlow::Continue(())
+        })?;
+        if let Some(error) = bad {
+            return Err(error);
+        }
+        match go_on.filter(|next| next < end) {
+            _ if is_full => return Ok((found, last)),
+            Some(next) => start = next,
+            None => return Ok((found, None)),
+        }
     }
 }
 
@@ -213,3 +247,47 @@ fn decoded<T: serde::de::DeserializeOwned>(entity: &Position, value: &[u8]) -> R
 
 /// Rows looked at for one answer.
 const LOOKED_AT_MAX: usize = 20_000;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_listing_ends_at_its_end_and_not_among_timers() {
+        let mut rows = crate::daemon::core::entity::testing::Rows::default();
+        let entity = |n: usize| Position::new("campaign", &format!("c-{n:06}"));
+        let to = Position::new("profile", "p");
+        let pairs = [0, LOOKED_AT_MAX + 7, 2 * LOOKED_AT_MAX + 3];
+        for n in 0..2 * LOOKED_AT_MAX + 5 {
+            rows.put(
+                work_key(&entity(n), RowKind::Timer, b"t"),
+                Some(Bytes::from_static(b"?")),
+            );
+            if pairs.contains(&n) {
+                let partner = Partner {
+                    next: 2,
+                    ..Partner::default()
+                };
+                rows.put(partner_row(&entity(n), &to), Some(codec::encode(&partner)));
+            }
+        }
+        let end = work_start(&Position::end_of("campaign"));
+        let listed = |limit: usize| {
+            let (mut all, mut start, mut answers) = (Vec::new(), work_start(&entity(0)), 0);
+            loop {
+                answers += 1;
+                assert!(answers < 10, "it goes on for ever");
+                let (found, more) = sending(start, &end, limit, &|_| true, &rows).expect("readable");
+                all.extend(found.into_iter().map(|(from, ..)| from));
+                let Some((from, to)) = more else {
+                    return all;
+                };
+                start = [&work_key(&from, RowKind::Partner, &partner_rest(&to))[..], &[0]]
+                    .concat()
+                    .into();
+            }
+        };
+        assert_eq!(listed(100), pairs.map(entity));
+        assert_eq!(listed(1), pairs.map(entity));
+    }
+}

@@ -72,6 +72,7 @@ impl Node {
                 };
                 replica.requests_per_s = std::mem::take(&mut replica.served) * 1_000 / counted;
             }
+            self.count_messages(counted);
         }
         if self.stopping.is_some() {
             self.hand_over_leaderships();

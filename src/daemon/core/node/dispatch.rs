@@ -398,18 +398,31 @@ impl Node {
                 looked_at += 1;
                 parked += u64::from(known.partner.held.is_some());
                 tentative += u64::from(known.partner.open);
-                if known.partner.outstanding() > 0 {
+                // What is parked is told as such; it does not make the rest late.
+                if known.partner.outstanding() > 0 && known.partner.held.is_none() {
                     oldest_ms = self.clock.now.since(known.waits_since).as_millis().max(oldest_ms);
                 }
             }
         }
+        let per_s = match self.clock.now.since(self.last_count).as_millis() {
+            0..RATE_STALE_MS => self.messages_rate.1,
+            _ => 0,
+        };
         let gauges = [
+            ("messages_per_s", per_s),
             ("messages_outstanding", outstanding),
             ("messages_parked_pairs", parked),
             ("messages_tentative", tentative),
             ("messages_oldest_ms", oldest_ms),
         ];
         gauges.map(|(name, value)| (name.to_owned(), value)).to_vec()
+    }
+
+    /// Takes the rate at which receivers led here took messages over the last `over_ms`.
+    pub(super) fn count_messages(&mut self, over_ms: u64) {
+        let applied = self.counters.get("messages_applied").copied().unwrap_or(0);
+        let before = std::mem::replace(&mut self.messages_rate.0, applied);
+        self.messages_rate.1 = applied.saturating_sub(before) * 1_000 / over_ms.max(1);
     }
 
     /// Pairs' rows have changed at a shard.
@@ -1012,6 +1025,8 @@ const DISPATCH_PAIRS_MAX: usize = 10_000;
 const ACKNOWLEDGEMENTS_MAX: usize = 5_000;
 /// Pairs looked at for the node's status.
 const GAUGE_PAIRS_MAX: usize = 100_000;
+/// A rate counted longer ago says nothing of now. Unit: ms.
+const RATE_STALE_MS: u64 = 10_000;
 /// Rows read in one step while a new leader makes its list.
 const READ_ROWS_MAX: usize = 1_000;
 /// What has not come back by then is sent again.

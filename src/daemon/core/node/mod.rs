@@ -290,6 +290,8 @@ pub struct Node {
     last_report: Time,
     last_expiry: Time,
     last_count: Time,
+    /// Messages taken up to `last_count`, and how many each second before it.
+    messages_rate: (u64, u64),
     last_checkpoint: Time,
     checkpoint_running: bool,
     checkpoint_soon: bool,
@@ -387,6 +389,7 @@ impl Node {
             last_report: Time(0),
             last_expiry: now,
             last_count: now,
+            messages_rate: (0, 0),
             last_checkpoint: now,
             checkpoint_running: false,
             checkpoint_soon: false,
