@@ -21,6 +21,7 @@ use crate::protocol::activity::{
 use crate::protocol::id::RequestId;
 use crate::protocol::key::{self, Position};
 use crate::protocol::request::{Change, Condition, LIST_ITEMS_MAX, Request, Response, Write};
+use crate::protocol::schema::index;
 
 /// Verbs on messages between entities.
 #[derive(Debug, Clone, Subcommand)]
@@ -119,7 +120,7 @@ impl std::str::FromStr for Side {
         if text.contains('/') {
             return text.parse().map(Side::Entity);
         }
-        key::check_service(text).map_err(|error| error.to_string())?;
+        key::check_service(index::parts(text).map_or(text, |(of, _)| of)).map_err(|error| error.to_string())?;
         Ok(Side::Service(text.to_owned()))
     }
 }
@@ -196,7 +197,7 @@ pub(super) async fn run(env: &Environment, command: MessageCommand) -> Ended {
                 older_than,
                 limit: limit as usize,
             };
-            list(env, &wanted).await
+            list(env, wanted).await
         }
         MessageCommand::Show {
             entity,
@@ -239,7 +240,7 @@ async fn walk(
     from: Position,
     to: &Position,
     filter: ActivityFilter,
-    take: &mut dyn FnMut(ActivityItem) -> bool,
+    take: &mut (dyn FnMut(ActivityItem) -> bool + Send),
 ) -> Result<(), CtlError> {
     let (mut from, mut after) = (from, None);
     loop {
@@ -272,48 +273,87 @@ async fn walk(
     }
 }
 
-async fn ranges(client: &Client, of: Option<&Side>) -> Result<Vec<(Position, Position)>, CtlError> {
-    let all_of = |service: &str| (Position::new(service, ""), Position::end_of(service));
-    let services = client.map().await?.services;
-    let known = |service: &str| services.iter().any(|known| known.name == service);
-    let unknown = |service: &str| {
-        CtlError::new(exit::NOT_FOUND, format!("there is no service {service}")).next("isxctl service list")
-    };
-    match of {
-        None => Ok(services.iter().map(|service| all_of(&service.name)).collect()),
-        Some(Side::Service(service)) if known(service) => Ok(vec![all_of(service)]),
-        Some(Side::Entity(entity)) if known(&entity.service) => {
-            Ok(vec![(entity.position(), entity.position().successor())])
+/// The ranges of all shards that hold what is wanted, in their order.
+fn ranges(client: &Client, of: Option<&Side>) -> Result<Vec<(Position, Position)>, CtlError> {
+    let map = client.cached_map();
+    let known = |service: &str| map.services.iter().any(|known| known.name == service);
+    let wanted = match of {
+        None => None,
+        Some(Side::Service(service) | Side::Entity(Named { service, .. })) if !known(service) => {
+            let text = format!("there is no service {service}");
+            return Err(CtlError::new(exit::NOT_FOUND, text).next("isxctl service list"));
         }
-        Some(Side::Service(service) | Side::Entity(Named { service, .. })) => Err(unknown(service)),
+        Some(Side::Service(service)) => Some((Position::new(service, ""), Position::end_of(service))),
+        Some(Side::Entity(entity)) => Some((entity.position(), entity.position().successor())),
+    };
+    let mut ranges = Vec::new();
+    for shard in map.shards.iter().filter(|shard| !shard.range.service().is_empty()) {
+        let (start, end) = (&shard.range.start, &shard.range.end);
+        let (from, to) = match &wanted {
+            None => (start, end),
+            Some((from, to)) => (start.max(from), end.min(to)),
+        };
+        if from < to {
+            ranges.push((from.clone(), to.clone()));
+        }
     }
+    ranges.sort();
+    Ok(ranges)
 }
 
-async fn list(env: &Environment, wanted: &Wanted) -> Ended {
-    let client = env.connect().await?;
-    let (now, filter) = (now_ms(), Standing::filter(&wanted.states));
-    let (mut found, mut more) = (Vec::new(), false);
-    let listed = async {
-        for (from, to) in ranges(&client, wanted.of.as_ref()).await? {
+/// What was found in all ranges, in order, and which could not be asked and why.
+type Walked = (Vec<ActivityItem>, Vec<(Position, CtlError)>);
+
+/// Walks all ranges at once: a shard without a leader holds up none of the others.
+async fn walk_all(
+    client: &Client,
+    ranges: Vec<(Position, Position)>,
+    filter: ActivityFilter,
+    limit: usize,
+    wants: impl Fn(&ActivityItem) -> bool + Clone + Send + Sync + 'static,
+) -> Result<Walked, CtlError> {
+    let mut asked = JoinSet::new();
+    for (from, to) in ranges {
+        let (client, wants) = (client.clone(), wants.clone());
+        asked.spawn(async move {
+            let mut found = Vec::new();
             let mut take = |item: ActivityItem| {
-                if wanted.wants(&item, now) {
-                    more = found.len() >= wanted.limit;
-                    if !more {
-                        found.push(item);
-                    }
+                if wants(&item) {
+                    found.push(item);
                 }
-                !more
+                found.len() < limit
             };
-            walk(&client, from, &to, filter, &mut take).await?;
-            if more {
-                break;
-            }
+            let walked = walk(&client, from.clone(), &to, filter, &mut take).await;
+            (from, found, walked)
+        });
+    }
+    let (mut items, mut missing) = (BTreeMap::new(), BTreeMap::new());
+    while let Some(answered) = asked.join_next().await {
+        let (from, found, walked) = answered.map_err(|error| CtlError::from_error(exit::UNEXPECTED, &error))?;
+        if let Err(error) = walked {
+            missing.insert(from.clone(), error);
         }
-        Ok::<(), CtlError>(())
+        items.insert(from, found);
+    }
+    let items = items.into_values().flatten().take(limit).collect();
+    Ok((items, missing.into_iter().collect()))
+}
+
+async fn list(env: &Environment, wanted: Wanted) -> Ended {
+    let client = env.connect().await?;
+    let (now, filter, limit) = (now_ms(), Standing::filter(&wanted.states), wanted.limit);
+    let listed = match ranges(&client, wanted.of.as_ref()) {
+        Err(error) => Err(error),
+        Ok(ranges) => {
+            let wanted = std::sync::Arc::new(wanted);
+            // One more than is shown tells that there are more.
+            walk_all(&client, ranges, filter, limit + 1, move |item| wanted.wants(item, now)).await
+        }
     };
-    let listed = listed.await;
     client.close().await;
-    listed?;
+    let (mut found, missing) = listed?;
+    let more = found.len() > limit;
+    found.truncate(limit);
     let columns = [
         "ENTITY:entity",
         "PARTNER:partner",
@@ -330,6 +370,19 @@ async fn list(env: &Environment, wanted: &Wanted) -> Ended {
     ];
     let mut listing = Listing::new("isx.activity.list/1", &columns);
     listing.about.push(("more", json!(more)));
+    let told: Vec<Value> = missing
+        .iter()
+        .map(|(from, error)| json!({"from": from.to_string(), "why": error.message}))
+        .collect();
+    listing.about.push(("missing", json!(told)));
+    for (from, error) in &missing {
+        env.say(&format!("the shard from {from} on can't be asked: {}", error.message));
+    }
+    let code = match (missing.is_empty(), found.is_empty()) {
+        (true, _) => exit::OK,
+        (false, false) => exit::PARTLY,
+        (false, true) => exit::UNREACHABLE,
+    };
     for item in &found {
         let sends = &item.sends;
         let age = |ms: u64| output::span(now.saturating_sub(ms));
@@ -357,16 +410,15 @@ async fn list(env: &Environment, wanted: &Wanted) -> Ended {
     let is_table = matches!(env.format(), Format::Table | Format::Wide);
     if found.is_empty() && is_table {
         env.say("no such pair");
-        return Ok(exit::OK);
+        return Ok(code);
     }
-    let ended = env.print_listing(&listing)?;
+    env.print_listing(&listing)?;
     if more {
         env.say(&format!(
-            "there are more than {}; --limit, --of, --with, --state and --older-than choose",
-            wanted.limit
+            "there are more than {limit}; --limit, --of, --with, --state and --older-than choose"
         ));
     }
-    Ok(ended)
+    Ok(code)
 }
 
 fn next_try(sends: &SendView) -> String {
@@ -508,15 +560,18 @@ struct Direction {
 
 impl Direction {
     async fn ask(client: &Client, from: &Position, to: &Position) -> Self {
-        let verdict = pairs::compare(client, from, to).await.ok();
-        let far = pairs::view(client, to, Some(from), None, 1).await;
-        let near = pairs::view(client, from, Some(to), None, MESSAGES_SHOWN).await;
+        // At once: where a shard has no leader each takes the whole time limit.
+        let (verdict, near, far) = tokio::join!(
+            pairs::compare(client, from, to),
+            pairs::view(client, from, Some(to), None, MESSAGES_SHOWN),
+            pairs::view(client, to, Some(from), None, 1)
+        );
         Self {
             from: from.clone(),
             to: to.clone(),
             near,
             far: far.map(|view| view.pairs.first().and_then(|pair| pair.had)),
-            verdict,
+            verdict: verdict.ok(),
         }
     }
 
@@ -671,10 +726,11 @@ fn brings(body: &Body) -> String {
 
 async fn show_pair(env: &Environment, entity: &Position, partner: &Position) -> Ended {
     let client = env.connect().await?;
-    let both = [
-        Direction::ask(&client, entity, partner).await,
-        Direction::ask(&client, partner, entity).await,
-    ];
+    let (there, back) = tokio::join!(
+        Direction::ask(&client, entity, partner),
+        Direction::ask(&client, partner, entity)
+    );
+    let both = [there, back];
     client.close().await;
     let is = |wanted: fn(&Option<Verdict>) -> bool| both.iter().any(|direction| wanted(&direction.verdict));
     let (differs, unknown) = (
@@ -1011,11 +1067,14 @@ async fn audited(
     sample: Option<usize>,
 ) -> Result<Found, CtlError> {
     let side = of.map(|service| Side::Service(service.to_owned()));
-    let own = ranges(client, side.as_ref()).await?;
+    let own: BTreeSet<String> = ranges(client, side.as_ref())?
+        .into_iter()
+        .map(|(from, _)| from.parts().0.to_owned())
+        .collect();
     let bar = env.progress(None, "{spinner} {msg}");
     let mut drawn: Sample<Pair> = Sample::new(sample);
     // What is sent to the service is told by its senders, which may be any.
-    for (from, to) in ranges(client, None).await? {
+    for (from, to) in ranges(client, None)? {
         bar.set_message(format!("reading what {} sends", from.parts().0));
         let mut take = |item: ActivityItem| {
             let is_wanted = |position: &Position| of.is_none_or(|of| position.parts().0 == of);
@@ -1029,8 +1088,7 @@ async fn audited(
     }
     // A receiver that remembers what its sender has forgotten is found at the receiver only.
     let mut receivers: Sample<Position> = Sample::new(sample);
-    for (from, _) in own {
-        let service = from.parts().0.to_owned();
+    for service in own {
         bar.set_message(format!("reading the entities of {service}"));
         let mut query = ListQuery {
             service: service.clone(),

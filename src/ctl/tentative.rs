@@ -15,6 +15,7 @@ use crate::protocol::activity::OperationState;
 use crate::protocol::id::RequestId;
 use crate::protocol::key::{self, Position};
 use crate::protocol::request::{Change, Condition, Request, Response, Write};
+use crate::protocol::schema::index;
 use crate::protocol::tentative::*;
 
 /// Verbs on tentative operations.
@@ -137,7 +138,11 @@ impl FromStr for Named {
     type Err = String;
     fn from_str(text: &str) -> Result<Self, String> {
         let (service, key) = text.split_once('/').ok_or("an entity is named SERVICE/KEY")?;
-        let checked = key::check_service(service).and_then(|()| key::check_entity_key(key));
+        let checked = match index::parts(service) {
+            // An entry of an index has its pairs like an entity.
+            Some((of, _)) => key::check_service(of).and_then(|()| key::check_key(key, index::ENTRY_KEY_BYTES_MAX)),
+            None => key::check_service(service).and_then(|()| key::check_entity_key(key)),
+        };
         checked.map_err(|error| error.to_string())?;
         Ok(Self {
             service: service.to_owned(),
