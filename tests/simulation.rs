@@ -570,3 +570,55 @@ fn finds_in_families(bug: Bug) {
     }
     panic!("{seeds} seeds did not notice {bug:?}");
 }
+
+/// Indexes over fields of families, under all faults: when all is quiet, the entries are what a scan of the entities gives.
+#[test]
+fn indexes_are_exact_when_all_is_quiet() {
+    let (first, count) = match std::env::var("ISX_SEED") {
+        Ok(_) => (variable("ISX_SEED", 0), 1),
+        Err(_) => (variable("ISX_SIM_FIRST", 1), variable("ISX_SIM_BUG_SEEDS", 8)),
+    };
+    let (mut entries, mut messages, mut failed) = (0, 0, Vec::new());
+    for seed in first..first + count {
+        let options = Options {
+            families: true,
+            indexes: true,
+            ..options(seed, variable("ISX_SIM_SECS", 30))
+        };
+        match outcome(&options) {
+            Ok(report) => {
+                entries += report.entries;
+                messages += report.messages;
+            }
+            Err((_, text)) => {
+                eprintln!("{text}\n");
+                failed.push(seed);
+            }
+        }
+    }
+    println!("{count} seeds: {entries} entries at the end, {messages} messages");
+    assert!(failed.is_empty(), "{failed:?} failed");
+    assert!(entries > 4 * count, "only {entries} entries");
+}
+
+/// A planted bug: an entity that changes a field with an index does not take its old entry back.
+#[test]
+fn finds_entries_that_are_not_taken_back() {
+    for seed in 1..=variable("ISX_SIM_BUG_SEEDS", 10) {
+        let options = Options {
+            bug: Bug::KeepsEntries,
+            families: true,
+            indexes: true,
+            nodes: 3,
+            engine: Some(Engine::Model),
+            plan: Some(Plan::only(&[])),
+            ..options(seed, 30)
+        };
+        match outcome(&options) {
+            Ok(_) => {}
+            Err((Some(Property::Whole), text)) if text.contains("stale") => return,
+            Err((_, text)) => panic!("it broke something else: {text}"),
+        }
+    }
+    panic!("nobody noticed it");
+}

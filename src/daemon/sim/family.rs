@@ -19,13 +19,22 @@ use crate::protocol::key::{Position, RowKind, row_key};
 use crate::protocol::schema::{Document, Schema};
 
 /// The schemas of a run.
-pub fn schemas(seed: u64) -> Vec<(String, String)> {
+pub fn schemas(seed: u64, indexes: bool) -> Vec<(String, String)> {
     let on_delete = ["cascade", "cascade", "detach", "refuse"][(seed % 4) as usize];
     let campaign = CAMPAIGN.replace("ON_DELETE", on_delete);
-    vec![
+    let mut schemas = vec![
         ("campaign".to_owned(), campaign),
         ("profile".to_owned(), PROFILE.to_owned()),
-    ]
+    ];
+    if indexes {
+        // One that clients change all the time, and one that messages change as well.
+        for (_, text) in &mut schemas {
+            for field in [r#"n = { type = "integer", default = 0"#, r#"default = "active""#] {
+                *text = text.replacen(field, &format!("{field}, index = true"), 1);
+            }
+        }
+    }
+    schemas
 }
 
 const CAMPAIGN: &str = r#"

@@ -142,6 +142,8 @@ pub enum PlantedBug {
     FeedsTwice,
     /// What follows from a client's change is judged as if there had been nothing before.
     ForgetsBefore,
+    /// The entry that an entity had in an index is not taken back.
+    KeepsEntries,
     /// Tickets are taken whatever they say.
     TakesAnyTicket,
     /// The second node's copies leave out one write each, once.

@@ -38,9 +38,14 @@ impl Rules for Judge {
             draft.before = None;
         }
         match &self.schema {
-            Some(rules) => BySchema(rules).follow(draft),
-            None => self.plain.follow(draft),
+            Some(rules) => BySchema(rules).follow(draft)?,
+            None => self.plain.follow(draft)?,
         }
+        if self.planted == PlantedBug::KeepsEntries {
+            let is_kept = |to: &Position, body: &Body| index::parts(to.parts().0).is_some() && *body == Body::Delete;
+            draft.sends.retain(|(to, body)| !is_kept(to, body));
+        }
+        Ok(())
     }
 
     fn receive(&self, from: &Position, body: &Body, draft: &mut Draft<'_>) -> Result<(), Stop> {

@@ -32,6 +32,7 @@ use crate::protocol::shard_map::{Membership, NodeInfo};
 
 mod copying;
 mod driver;
+mod indexes;
 mod inspect;
 mod life;
 mod loss;
@@ -90,6 +91,8 @@ pub enum Bug {
     FeedsTwice,
     /// What follows from a client's change is judged as if there had been nothing before.
     ForgetsBefore,
+    /// The entry that an entity had in an index is not taken back.
+    KeepsEntries,
     /// A node whose disk was wiped is let in under its old name.
     AdmitsTheWiped,
     /// Copies on nodes that are not heard from count as good.
@@ -113,6 +116,8 @@ pub struct Options {
     pub bug: Bug,
     /// Entities have schemas, and clients put combined objects.
     pub families: bool,
+    /// Some of their fields have indexes.
+    pub indexes: bool,
     /// Print every line to standard error.
     pub print: bool,
 }
@@ -128,6 +133,7 @@ impl Options {
             span: Span::secs(60),
             bug: Bug::None,
             families: false,
+            indexes: false,
             print: false,
         }
     }
@@ -162,6 +168,8 @@ pub struct Report {
     pub messages: u64,
     /// Combined objects with children.
     pub combined: u64,
+    /// Entries of indexes at the end.
+    pub entries: u64,
     /// Copies that were quarantined.
     pub quarantined: usize,
     /// Comparisons of a shard's copies from end to end.
@@ -461,7 +469,7 @@ impl World {
                 nodes: (1..=nodes as u64).map(NodeId).collect(),
                 keys,
                 schemas: match options.families {
-                    true => family::schemas(options.seed),
+                    true => family::schemas(options.seed, options.indexes),
                     false => Vec::new(),
                 },
                 is_in_effect: false,
@@ -586,6 +594,7 @@ impl World {
                     Bug::SplitForgetsChildren => PlantedBug::SplitForgetsChildren,
                     Bug::FeedsTwice => PlantedBug::FeedsTwice,
                     Bug::ForgetsBefore => PlantedBug::ForgetsBefore,
+                    Bug::KeepsEntries => PlantedBug::KeepsEntries,
                     Bug::SplitForgetsChanges => PlantedBug::SplitForgetsChanges,
                     Bug::AdmitsTheWiped => PlantedBug::AdmitsTheWiped,
                     Bug::CountsTheLost => PlantedBug::CountsTheLost,
@@ -715,6 +724,7 @@ impl World {
         self.compare_rows()?;
         self.check_bank()?;
         self.check_families()?;
+        self.check_indexes()?;
         self.mail.check_documents(|entity| self.document_of(entity))?;
         for record in &self.clients[reader].records {
             let Outcome::Saw(seen) = &record.outcome else { continue };
@@ -751,6 +761,7 @@ impl World {
             operations: std::array::from_fn(|what| self.operations[what].len()),
             messages: self.mail.count(),
             combined: self.family.count(),
+            entries: self.check_indexes().unwrap_or(0),
             quarantined: self.quarantined.len(),
             verified: self.verified(),
             followed: self.watchers().map(|watcher| watcher.changes).sum(),

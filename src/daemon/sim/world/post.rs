@@ -168,7 +168,9 @@ impl World {
             let mut copies = nodes.flat_map(|process| process.node.replicas());
             copies.any(|copy| copy.shard.id == shard && copy.schema.revision > 0)
         };
-        let mut shards = self.cover.shards().filter(|shard| shard.id.0 != 0).peekable();
+        let is_judged = |service: &str| self.stage.schemas.iter().any(|(known, _)| known == service);
+        let shards = self.cover.shards().filter(|shard| shard.id.0 != 0);
+        let mut shards = shards.filter(|shard| is_judged(shard.range.service())).peekable();
         shards.peek().is_some() && shards.all(|shard| is_known(shard.id))
     }
 
