@@ -409,7 +409,11 @@ async fn list(env: &Environment, wanted: Wanted) -> Ended {
     }
     let is_table = matches!(env.format(), Format::Table | Format::Wide);
     if found.is_empty() && is_table {
-        env.say("no such pair");
+        env.say(if missing.is_empty() {
+            "no such pair"
+        } else {
+            "no such pair in the shards that answered"
+        });
         return Ok(code);
     }
     env.print_listing(&listing)?;
