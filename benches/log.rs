@@ -110,6 +110,7 @@ fn meta(shard: u64, applied: u64) -> ReplicaMeta {
             role: ReplicaRole::Voter,
         }],
         frozen: None,
+        held: None,
         newest_replica: ReplicaId(1),
         absorbed: Vec::new(),
         quarantined: Vec::new(),

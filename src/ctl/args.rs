@@ -548,6 +548,20 @@ pub enum ShardCommand {
         #[arg(long, conflicts_with_all = ["on", "pin"])]
         unpin: bool,
     },
+    /// Keep writes away from the shard for a while; reads go on
+    #[command(before_help = "Examples:\n  isxctl shard freeze s-2 --for 10m\n  isxctl shard thaw s-2")]
+    Freeze {
+        /// The shard
+        shard: ShardId,
+        /// It ends by itself after this long, at most 24h
+        #[arg(long = "for", value_name = "SPAN", value_parser = span)]
+        span: Duration,
+    },
+    /// Let writes come again before the freeze ends by itself
+    Thaw {
+        /// The shard
+        shard: ShardId,
+    },
     /// Compare the shard's copies with each other, row by row; ends with 5 where they differ
     #[command(
         before_help = "Examples:\n  isxctl shard verify s-2\n  isxctl shard verify s-2 --timeout 60s --output json"

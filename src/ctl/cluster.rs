@@ -273,6 +273,8 @@ pub(super) async fn shard(env: &Environment, command: ShardCommand) -> Ended {
         }
         ShardCommand::Split(args) => super::split::split(env, args).await,
         ShardCommand::Verb(verb) => super::ops::shard(env, verb).await,
+        ShardCommand::Freeze { shard, span } => super::freeze::hold(env, shard, Some(span)).await,
+        ShardCommand::Thaw { shard } => super::freeze::hold(env, shard, None).await,
         ShardCommand::Verify { shard } => super::verify::verify(env, shard).await,
         ShardCommand::Lead { shard, on, pin, .. } => match on {
             Some(on) => lead(env, shard, &on, pin).await,
@@ -313,6 +315,10 @@ fn marks_of(cluster: &Cluster, shard: &ShardDescriptor) -> Vec<String> {
     let mut marks = Vec::new();
     if let Some(frozen) = shard.frozen {
         marks.push(format!("frozen for {}", frozen.into));
+    }
+    if let Some(held) = shard.held.filter(|held| held.ends_ms > cluster.as_of_ms) {
+        let left = span(held.ends_ms.saturating_sub(cluster.as_of_ms));
+        marks.push(format!("frozen by an operator for {left}"));
     }
     let Some(laid_down) = cluster.policy.marks.get(&shard.id) else {
         return marks;

@@ -11,6 +11,7 @@ mod cluster;
 pub mod dev;
 mod entity;
 pub mod exit;
+mod freeze;
 mod health;
 mod index;
 mod journal;

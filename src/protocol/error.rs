@@ -84,6 +84,9 @@ codes! {
     /// Not let in yet.
     NodePending = 1012, Retry, "the node waits to be let in",
         "The host joined with a token that needs an operator's approval. It holds no certificate and takes part in nothing until `isxctl node approve` lets it in; `isxctl node reject` sends it away. `isxd join` goes on by itself once it is let in.";
+    /// Frozen by an operator.
+    ShardHeld = 1013, Retry, "an operator has frozen the shard",
+        "`isxctl shard freeze` keeps writes away from a shard for a set time; reads go on. Nothing was changed. It ends by itself, `isxctl shard show` says when; `isxctl shard thaw` ends it at once.";
     /// Proposed and not heard of again in time.
     OutcomeUnknown = 1101, Unknown, "the outcome of the write is not known",
         "The write was handed to the shard's log and its outcome was not learnt in time: it may be committed now, later or never. Repeating it with the same request id is safe and gives the definite answer; `isxctl request show` asks without repeating.";

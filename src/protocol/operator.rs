@@ -372,6 +372,7 @@ mod tests {
             epoch: Epoch(1),
             replicas: Vec::new(),
             frozen: None,
+            held: None,
             absorbed: Vec::new(),
             newest_replica: Default::default(),
             quarantined: Default::default(),

@@ -14,6 +14,9 @@ use super::schema::bundle::{NewSchema, SchemaRecord};
 use super::shard_map::{MapView, NodeInfo, ReplicaDescriptor, ShardDescriptor, ShardSizes};
 use super::tentative::{LedgerPage, Operation, Tentative};
 
+/// Longest freeze that an operator can ask for. Unit: ms. Who needs longer asks again: what is forgotten must end.
+pub const HOLD_MS_MAX: u64 = 24 * 3_600_000;
+
 /// Largest document. Unit: bytes.
 pub const DOCUMENT_BYTES_MAX: usize = 1 << 20;
 /// Most items in one answer to a listing.
@@ -178,6 +181,15 @@ pub enum Request {
         shard: ShardId,
         /// Who should lead.
         to: NodeId,
+    },
+    /// Freeze a shard for an operator: no writes for a while, reads go on. It ends by itself.
+    HoldShard {
+        /// The shard.
+        shard: ShardId,
+        /// For how long, at most [`HOLD_MS_MAX`]; 0 ends it. Unit: ms.
+        for_ms: u64,
+        /// Makes a repeat harmless.
+        id: RequestId,
     },
     /// Compare the shard's copies with each other, row by row. Answered when all rows were read, with
     /// `Response::Verified`.
@@ -572,7 +584,7 @@ pub enum Response {
         /// Holds the rest.
         right: Box<ShardDescriptor>,
     },
-    /// To `ChangeReplicas`, `FreezeShard`, `MergeShards`, `ThawShard`, `BumpEpoch`: the shard as it is now.
+    /// To `ChangeReplicas`, `HoldShard`, `FreezeShard`, `MergeShards`, `ThawShard`, `BumpEpoch`: the shard as it is now.
     Shard(Box<ShardDescriptor>),
     /// To `TransferLeader`: asked; who leads is seen in the map.
     Asked,

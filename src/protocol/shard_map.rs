@@ -43,6 +43,15 @@ pub struct Frozen {
     pub term: u64,
 }
 
+/// A shard that an operator has frozen: it takes no writes for a while.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Held {
+    /// Until then, on the shard's own clock. Unit: ms.
+    pub until_ms: u64,
+    /// About when that is, for people. Unit: ms since 1970.
+    pub ends_ms: u64,
+}
+
 /// One copy of a shard: where it is and what it counts for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct ReplicaDescriptor {
@@ -67,6 +76,8 @@ pub struct ShardDescriptor {
     pub replicas: Vec<ReplicaDescriptor>,
     /// Set while it waits to be absorbed by its left neighbour.
     pub frozen: Option<Frozen>,
+    /// Set while an operator keeps writes away, and for a while after.
+    pub held: Option<Held>,
     /// Shards that this one has absorbed, and those that they had: the latest [`ABSORBED_KEPT`]. They are no more.
     pub absorbed: Vec<ShardId>,
     /// The newest replica that was ever added: a later one has a higher id. A replica that was removed must never be
@@ -81,6 +92,11 @@ pub struct ShardDescriptor {
 pub const ABSORBED_KEPT: usize = 128;
 
 impl ShardDescriptor {
+    /// Whether an operator keeps writes away, by the label that people read.
+    pub fn is_held(&self, wall_ms: u64) -> bool {
+        self.held.is_some_and(|held| held.ends_ms > wall_ms)
+    }
+
     /// Whether the shard is between two configurations.
     pub fn is_joint(&self) -> bool {
         let between = |r: &ReplicaDescriptor| matches!(r.role, ReplicaRole::Incoming | ReplicaRole::Outgoing);
@@ -419,6 +435,7 @@ mod tests {
             epoch: Epoch(epoch),
             replicas: Vec::new(),
             frozen: None,
+            held: None,
             newest_replica: Default::default(),
             absorbed: Vec::new(),
             quarantined: Vec::new(),

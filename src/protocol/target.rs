@@ -36,6 +36,7 @@ impl Request {
             Request::SplitShard { shard, .. }
             | Request::TransferLeader { shard, .. }
             | Request::ChangeReplicas { shard, .. }
+            | Request::HoldShard { shard, .. }
             | Request::FreezeShard { shard, .. }
             | Request::ThawShard { shard, .. }
             | Request::BumpEpoch { shard, .. }

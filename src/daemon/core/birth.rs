@@ -82,6 +82,7 @@ impl Directory {
                 newest_replica: replicas.iter().map(|replica| replica.id).max().unwrap_or_default(),
                 replicas,
                 frozen: None,
+                held: None,
                 absorbed: Vec::new(),
                 quarantined: Vec::new(),
             });

@@ -81,6 +81,13 @@ pub enum Command {
         /// The operator's request.
         id: RequestId,
     },
+    /// Take no writes for a while, for an operator.
+    Hold {
+        /// On the shard's clock; 0 ends it. Unit: ms.
+        for_ms: u64,
+        /// The operator's request.
+        id: RequestId,
+    },
     /// Raise the epoch.
     BumpEpoch {
         /// The shard must still be at this epoch.
@@ -164,7 +171,9 @@ impl Command {
             Command::Write(write) => write.change.size() + write.key.len() + write.service.len() + 40,
             Command::Split { .. } => 600,
             Command::ChangeReplicas { .. } | Command::LeaveJoint => 300,
-            Command::Freeze { .. } | Command::BumpEpoch { .. } | Command::Quarantine { .. } => 100,
+            Command::Freeze { .. } | Command::Hold { .. } | Command::BumpEpoch { .. } | Command::Quarantine { .. } => {
+                100
+            }
             Command::Verify { from, .. } => from.len() + 40,
             Command::Merge { .. } | Command::Thaw { .. } => 2_000,
             Command::Schema(schema) => schema.size(),

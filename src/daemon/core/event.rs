@@ -40,6 +40,22 @@ pub enum Event {
         /// The left neighbour.
         into: ShardId,
     },
+    /// An operator has frozen a shard, or ends that.
+    Held {
+        /// The shard.
+        shard: ShardId,
+        /// For so long; 0: it takes writes again. Unit: ms.
+        for_ms: u64,
+    },
+    /// A shard's copy went from one node to another and back.
+    BackAndForth {
+        /// The shard.
+        shard: ShardId,
+        /// Where it was, and is again.
+        from: NodeId,
+        /// Where it had gone.
+        to: NodeId,
+    },
     /// A shard serves again: the merge was given up.
     Thawed {
         /// The shard.
@@ -208,6 +224,16 @@ impl fmt::Display for Event {
                 Ok(())
             }
             Event::Frozen { shard, into } => write!(f, "{shard} stands still for {into}"),
+            Event::Held { shard, for_ms: 0 } => write!(f, "{shard} takes writes again"),
+            Event::Held { shard, for_ms } => {
+                write!(f, "{shard} takes no writes for {for_ms} ms: an operator has frozen it")
+            }
+            Event::BackAndForth { shard, from, to } => {
+                write!(
+                    f,
+                    "BACK_AND_FORTH a copy of {shard} went from {from} to {to} and back: it rests"
+                )
+            }
             Event::Thawed { shard } => write!(f, "{shard} serves again"),
             Event::Merged { left, right } => write!(f, "{} took over {right}: {} {}", left.id, left.epoch, left.range),
             Event::Destroyed { shard, replica, why } => write!(f, "{shard} {replica} destroyed: {why}"),

@@ -154,6 +154,7 @@ mod tests {
             epoch: Epoch(1),
             replicas: replicas.iter().map(replica).collect(),
             frozen: None,
+            held: None,
             absorbed: Vec::new(),
             newest_replica: ReplicaId(9),
             quarantined: Default::default(),

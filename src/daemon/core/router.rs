@@ -7,7 +7,7 @@ use super::entity;
 use super::entity::machine::{self, Context};
 use super::entity::{pair, schema};
 use super::limits::*;
-use super::node::{Forwarded, Node, PlantedBug, bad_split, busy, follow, merge, stale_epoch};
+use super::node::{Forwarded, Node, PlantedBug, bad_split, busy, follow, hold, merge, stale_epoch};
 use super::replica::samples::Samples;
 use super::replica::{Read, Replica, Waiter, Waiting, role_name};
 use super::state::{State, StateError};
@@ -496,7 +496,9 @@ impl Node {
             }
             Request::VerifyShard { .. } => return self.verify_here(shard, waiting),
             Request::Write(write) => {
-                if matches!(write.change, Change::Send { .. }) && is_full {
+                if let Some(error) = hold::refusal_now(replica, self.clock.now) {
+                    Some(error)
+                } else if matches!(write.change, Change::Send { .. }) && is_full {
                     let text = format!("{shard} has over {OUTBOX_SHARD_MAX} messages outstanding; nothing was changed");
                     Some(WireError::new(Code::OutboxFull, text))
                 } else if refusing && write.change != Change::Delete {
@@ -542,6 +544,11 @@ impl Node {
                     format!("{to} is no voter of {shard}; nothing was changed"),
                 )),
             },
+            Request::HoldShard { for_ms, id, .. } => {
+                let descriptor = replica.shard.clone();
+                let checked = self.check_hold(&descriptor, for_ms);
+                self.propose_checked(shard, checked, Command::Hold { for_ms, id }, waiting)
+            }
             Request::ChangeReplicas { epoch, changes, id, .. } => {
                 return self.change_here(shard, epoch, changes, id, waiting, effects);
             }
@@ -995,6 +1002,7 @@ fn allowed(principal: &Principal, request: &Request) -> Result<(), WireError> {
         | Request::SplitShard { .. }
         | Request::TransferLeader { .. }
         | Request::ChangeReplicas { .. }
+        | Request::HoldShard { .. }
         | Request::FreezeShard { .. }
         | Request::MergeShards { .. }
         | Request::ThawShard { .. }
@@ -1046,6 +1054,7 @@ fn request_id(request: &Request) -> Option<RequestId> {
         Request::Write(write) => Some(write.id),
         Request::SplitShard { id, .. }
         | Request::ChangeReplicas { id, .. }
+        | Request::HoldShard { id, .. }
         | Request::FreezeShard { id, .. }
         | Request::MergeShards { id, .. }
         | Request::ThawShard { id, .. }

@@ -97,6 +97,10 @@ pub(super) fn tell(event: &Event) {
         }
         Event::Changed { shard } => tracing::info!(event = "replicas", shard = %shard.id, "{event}"),
         Event::Frozen { shard, into } => tracing::info!(event = "frozen", %shard, %into, "{event}"),
+        Event::Held { shard, for_ms } => tracing::info!(event = "held", %shard, for_ms, "{event}"),
+        Event::BackAndForth { shard, from, to } => {
+            tracing::warn!(event = "back_and_forth", %shard, %from, %to, "{event}")
+        }
         Event::Thawed { shard } => tracing::info!(event = "thawed", %shard, "{event}"),
         Event::Merged { left, right } => tracing::info!(event = "merged", left = %left.id, %right, "{event}"),
         Event::Destroyed { shard, replica, why } => {

@@ -818,6 +818,7 @@ mod tests {
             epoch: Epoch(epoch),
             replicas: Vec::new(),
             frozen: None,
+            held: None,
             newest_replica: Default::default(),
             absorbed: Vec::new(),
             quarantined: Vec::new(),

@@ -124,7 +124,16 @@ fn choose_op(
     id: RequestId,
 ) -> Request {
     let node = nodes[rng.usize(..nodes.len())];
-    let goal = match rng.u32(..14) {
+    let goal = match rng.u32(..15) {
+        14 => {
+            // Over before the cluster has to serve everybody again.
+            let for_ms = [0, rng.u64(50..1_500)][rng.usize(..2)];
+            return Request::HoldShard {
+                shard: shard.id,
+                for_ms,
+                id,
+            };
+        }
         10 => return order(rng, shard, nodes, id),
         11 => Goal::Split {
             shard: shard.id,
@@ -185,6 +194,14 @@ fn choose_op(
         undoes: None,
         id,
     }
+}
+
+/// Whether somebody asks for a single copy of something.
+pub fn wants_one_copy(request: &Request) -> bool {
+    let Request::StartOp { goal, .. } = request else {
+        return false;
+    };
+    matches!(goal, Goal::SetReplicas { replicas: Some(1), .. })
 }
 
 /// A few keys inside a shard, in order.

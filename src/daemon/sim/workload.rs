@@ -7,7 +7,7 @@ use bytes::Bytes;
 
 use super::check::{Asked, Once, Outcome, Property, Record, Violation};
 use super::lin::{Moment, What};
-use super::operator::{Step, choose, choose_thaw};
+use super::operator::{Step, choose, choose_thaw, wants_one_copy};
 use super::watch::Watcher;
 use crate::daemon::core::entity::effects::Relay;
 use crate::daemon::core::time::{Span, Time};
@@ -38,6 +38,8 @@ pub struct Stage {
     pub schemas: Vec<(String, String)>,
     /// Every shard judges by them.
     pub is_in_effect: bool,
+    /// Rows go bad: what has one copy only would be lost, and rightly called so.
+    pub rots: bool,
 }
 
 /// What a client wants done.
@@ -518,6 +520,7 @@ impl Client {
                     Step::LookForFrozen => choose_thaw(&self.map, id),
                     _ => choose(&mut self.rng, &self.map, &stage.nodes, id),
                 };
+                let chosen = chosen.filter(|(_, request)| !(stage.rots && wants_one_copy(request)));
                 Ok(op(chosen))
             }
             (Kind::Op(step), Response::Error(error)) if Step::may_be_refused(error.code) => {

@@ -48,6 +48,7 @@ fn meta(shard: ShardId, applied: u64) -> ReplicaMeta {
             epoch: Epoch(1),
             replicas: Vec::new(),
             frozen: None,
+            held: None,
             newest_replica: Default::default(),
             absorbed: Vec::new(),
             quarantined: Vec::new(),

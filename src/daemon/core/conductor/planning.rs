@@ -215,7 +215,7 @@ impl Node {
                 rule,
                 is_pinned: marks.pin.is_some(),
                 is_busy,
-                is_sticky: marks.sticky_until_ms > 0,
+                is_sticky: marks.sticky_until_ms > 0 || shard.is_held(self.clock.wall_ms),
             });
         }
         view
@@ -310,7 +310,8 @@ impl Node {
         // then it never would be.
         let named: BTreeSet<ShardId> = ledger
             .open()
-            .filter(|op| op.state == OpState::Running)
+            // How many copies there are to be is carried out by the planner.
+            .filter(|op| op.state == OpState::Running && !matches!(op.goal, Goal::SetReplicas { .. }))
             .flat_map(|op| op.goal.shards())
             .collect();
         steps.retain(|step| step.why <= Why::Drain || !named.contains(&step.shard));
@@ -384,7 +385,9 @@ impl Node {
                             || l.settled_nodes().is_none()
                             || r.settled_nodes().is_none()
                             || self.has_lost_copy(l)
-                            || self.has_lost_copy(r) => {}
+                            || self.has_lost_copy(r)
+                            || l.is_held(self.clock.wall_ms)
+                            || r.is_held(self.clock.wall_ms) => {}
                     (Some(l), Some(r)) => match align(l, r) {
                         Ok(Some((add, remove))) => begins.push(swap(right, Some(add), Some(remove))),
                         Ok(None) => begins.push(Task {

@@ -1,5 +1,7 @@
 //! What one shard is going through for an operation: the next step, from how it is now.
 use super::*;
+use crate::daemon::core::effect::Effect;
+use crate::daemon::core::event::Event;
 
 impl Node {
     pub(super) fn tend_tasks(&mut self, state: &mut dyn State, effects: &mut Effects) {
@@ -67,6 +69,7 @@ impl Node {
                         && self.has_moved(task.shard, from, to)
                     {
                         let at_ms = now.since(Time(0)).as_millis();
+                        self.tell_way_back(task.shard, from, to, at_ms, effects);
                         self.conductor.recent.push_back(RecentMove {
                             shard: task.shard,
                             what: Moved::Replica,
@@ -212,6 +215,16 @@ impl Node {
         }
     }
 
+    /// A copy that is back where it lately left: somebody, or two rules, pull in two directions.
+    fn tell_way_back(&self, shard: ShardId, from: NodeId, to: NodeId, at_ms: u64, effects: &mut Effects) {
+        let settings = self.directory.as_ref().map(|directory| &directory.ledger.settings);
+        let within_ms = settings.map_or(0, |settings| settings.cooldown_ms.saturating_mul(BACK_WITHIN_COOLDOWNS));
+        if comes_back(self.conductor.recent.iter(), (shard, from, to), at_ms, within_ms) {
+            let (from, to) = (to, from);
+            effects.push(Effect::Event(Event::BackAndForth { shard, from, to }));
+        }
+    }
+
     /// Whether a copy is at `to` now, and none at `from`.
     fn has_moved(&self, shard: ShardId, from: NodeId, to: NodeId) -> bool {
         let shard = self.map.shard(shard);
@@ -272,6 +285,7 @@ impl Node {
             None if is_off => Next::End,
             // What is lost is made again first: a merge is never urgent.
             None if self.has_lost_copy(left) || self.has_lost_copy(right) => Next::End,
+            None if left.is_held(self.clock.wall_ms) || right.is_held(self.clock.wall_ms) => Next::End,
             None if left.range.end != right.range.start || left.settled_nodes() != right.settled_nodes() => Next::End,
             None => {
                 // A freeze stops the shard: not before everybody who has to confirm it is there and has all entries.
@@ -290,5 +304,50 @@ impl Node {
                 })
             }
         }
+    }
+}
+
+/// A copy that comes back within so many cool-downs is told of: as long as the planner remembers.
+const BACK_WITHIN_COOLDOWNS: u64 = 4;
+
+/// Whether this move takes back one of the time before.
+fn comes_back<'a>(
+    recent: impl Iterator<Item = &'a RecentMove>,
+    (shard, from, to): (ShardId, NodeId, NodeId),
+    at_ms: u64,
+    within_ms: u64,
+) -> bool {
+    let is_way_there = |known: &RecentMove| {
+        (known.shard, known.what, known.from, known.to) == (shard, Moved::Replica, to, from)
+            && known.at_ms.saturating_add(within_ms) >= at_ms
+    };
+    recent.into_iter().any(is_way_there)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_copy_is_back_only_where_it_was_and_only_for_a_time() {
+        let (shard, a, b, c) = (ShardId(7), NodeId(1), NodeId(2), NodeId(3));
+        let went = |what, from, to| RecentMove {
+            shard,
+            what,
+            from,
+            to,
+            at_ms: 1_000,
+        };
+        let back = |known: RecentMove, at_ms| comes_back([known].iter(), (shard, b, a), at_ms, 500);
+        assert!(back(went(Moved::Replica, a, b), 1_500));
+        assert!(!back(went(Moved::Replica, a, b), 1_501), "long ago");
+        assert!(!back(went(Moved::Leader, a, b), 1_500), "a leader costs nothing");
+        assert!(!back(went(Moved::Replica, c, b), 1_500), "it came from elsewhere");
+        assert!(!back(went(Moved::Replica, b, a), 1_500), "the same way twice");
+        let other = RecentMove {
+            shard: ShardId(8),
+            ..went(Moved::Replica, a, b)
+        };
+        assert!(!back(other, 1_500));
     }
 }

@@ -112,6 +112,9 @@ impl Node {
                 if replica.shard.frozen.is_some() {
                     return Ok((Response::Error(merge::frozen(&replica.shard)), None));
                 }
+                if let Some(error) = hold::refusal(&replica.shard, context.shard_time_ms) {
+                    return Ok((Response::Error(error), None));
+                }
                 if !replica.shard.range.contains(&position) && !self.lingers(replica.shard.id, &position) {
                     let text = format!("{} no longer holds {position}; nothing was changed", replica.shard.id);
                     let hint = self.hint_for(&position);
@@ -144,7 +147,11 @@ impl Node {
                 into,
                 left_epoch,
                 ..
-            } => self.apply_freeze(replica, entry, *epoch, *into, *left_epoch, effects),
+            } => match hold::refusal(&replica.shard, context.shard_time_ms) {
+                Some(error) => Response::Error(error),
+                None => self.apply_freeze(replica, entry, *epoch, *into, *left_epoch, effects),
+            },
+            Command::Hold { for_ms, .. } => self.apply_hold(replica, *for_ms, context, effects),
             Command::Thaw { proof, .. } => self.apply_thaw(replica, proof, effects),
             Command::BumpEpoch { epoch, .. } => self.apply_bump(replica, *epoch),
             Command::Verify { by, from, rows } => {
@@ -157,6 +164,11 @@ impl Node {
             }
             Command::Deliver(_) | Command::Acknowledge(_) | Command::Due(_) if replica.shard.frozen.is_some() => {
                 return Ok((Response::Error(merge::frozen(&replica.shard)), None));
+            }
+            Command::Deliver(_) | Command::Due(_)
+                if let Some(error) = hold::refusal(&replica.shard, context.shard_time_ms) =>
+            {
+                return Ok((Response::Error(error), None));
             }
             Command::Deliver(parcels) => self.apply_deliver(replica, entry, parcels, context, state, effects)?,
             Command::Acknowledge(all) => self.apply_acknowledge(replica, entry, all, state, effects)?,
@@ -207,6 +219,7 @@ impl Node {
             epoch,
             replicas: replica.shard.replicas.clone(),
             frozen: None,
+            held: replica.shard.held,
             newest_replica: replica.shard.newest_replica,
             absorbed: Vec::new(),
             // It begins with their rows.

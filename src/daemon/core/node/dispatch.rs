@@ -741,7 +741,11 @@ impl Node {
             deadline: self.clock.now + BATCH_TIMEOUT,
             id: RequestId(0),
         };
-        let leads = |replica: &&Replica| replica.is_leader() && replica.shard.frozen.is_none() && !self.refusing;
+        let now = self.clock.now;
+        let leads = |replica: &&Replica| {
+            let stands = replica.shard.frozen.is_some() || hold::refusal_now(replica, now).is_some();
+            replica.is_leader() && !stands && !self.refusing
+        };
         let replica = self.replicas.get(&shard).filter(leads);
         let Some(replica) = replica.filter(|replica| replica.waiting() < PENDING_REQUESTS_MAX) else {
             // It is told where to go instead, if this node knows.

@@ -10,7 +10,7 @@
 //!
 //! A merge that does not come about is given up by making it impossible (the left shard's epoch moves on) and showing
 //! that to the right one, which serves again.
-use super::{Node, PlantedBug, bad_merge, stale_epoch};
+use super::{Node, PlantedBug, bad_merge, hold, stale_epoch};
 use crate::daemon::core::effect::{Effect, Effects};
 use crate::daemon::core::event::Event;
 use crate::daemon::core::limits::{PARK_FOR, PENDING_REQUESTS_MAX};
@@ -267,6 +267,9 @@ impl Node {
         if let Err(error) = check_merge(&left.shard, left_epoch, right) {
             return Ok(Response::Error(error));
         }
+        if let Some(error) = hold::refusal(&left.shard, left.shard_time_ms) {
+            return Ok(Response::Error(error));
+        }
         let Some(mut taken) = self.bring_to_freeze(right, seq, batch, state, effects)? else {
             left.stalled = true;
             effects.push(Effect::Event(Event::Stalled { shard: left.shard.id }));
@@ -276,6 +279,7 @@ impl Node {
             )));
         };
         left.shard.range.end = right.range.end.clone();
+        left.shard.held = None;
         self.pairs_came(left.shard.id, &right.range);
         left.shard.epoch = Epoch(left.shard.epoch.max(right.epoch).0 + 1);
         let absorbed = &mut left.shard.absorbed;
@@ -543,6 +547,7 @@ mod tests {
                 role: ReplicaRole::Voter,
             }],
             frozen: None,
+            held: None,
             newest_replica: Default::default(),
             absorbed: Vec::new(),
             quarantined: Vec::new(),

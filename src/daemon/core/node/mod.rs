@@ -39,6 +39,7 @@ mod deliver;
 mod dispatch;
 pub(super) mod follow;
 mod hibernation;
+pub(super) mod hold;
 mod membership;
 pub(super) mod merge;
 mod peers;

@@ -20,7 +20,7 @@ use crate::protocol::error::{Code, WireError};
 use crate::protocol::id::{Epoch, NodeId, ReplicaId, RequestId, ShardId};
 use crate::protocol::message::Message;
 use crate::protocol::request::Response;
-use crate::protocol::shard_map::ShardDescriptor;
+use crate::protocol::shard_map::{ReplicaDescriptor, ShardDescriptor};
 
 impl Node {
     /// A row of a copy on this node fails its checksum; nothing was read from it or done to it.
@@ -184,8 +184,20 @@ impl Node {
             .get(&shard)
             .map(|replica| (replica.id, replica.successor(&alive)));
         let has_successor = here.is_some_and(|(_, successor)| successor.is_some());
+        let has_others = self.replicas.get(&shard).is_some_and(|replica| {
+            let is_other = |other: &ReplicaDescriptor| {
+                other.id != replica.id && other.role.votes() && !replica.shard.is_quarantined(other.id)
+            };
+            replica.shard.replicas.iter().any(is_other)
+        });
         let wire = if has_successor {
             replica::not_leader()
+        } else if has_others {
+            // They may be whole: nothing is lost yet.
+            let text = format!("{error}, and no other copy of {shard} is heard from; nothing was returned");
+            let mut wire = WireError::new(Code::NoLeader, text);
+            wire.retry_after_ms = 100;
+            wire
         } else {
             WireError::new(
                 Code::Corrupt,

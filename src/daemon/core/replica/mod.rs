@@ -1416,6 +1416,7 @@ pub fn empty_meta(id: crate::protocol::id::ShardId) -> ReplicaMeta {
             epoch: Epoch(0),
             replicas: Vec::new(),
             frozen: None,
+            held: None,
             newest_replica: Default::default(),
             absorbed: Vec::new(),
             quarantined: Vec::new(),

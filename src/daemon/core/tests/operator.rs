@@ -2,6 +2,7 @@
 use super::*;
 use crate::daemon::core::directory::{Directory, DirectoryCommand};
 use crate::daemon::core::time::Span;
+use crate::protocol::id::DIRECTORY_SHARD;
 use crate::protocol::message::{Message, Report};
 use crate::protocol::op::{Goal, Intent, Op, OpState, OpView, Scope, Settings};
 use crate::protocol::operator::*;
@@ -560,4 +561,166 @@ fn who_knows_nothing_yet_is_told_by_anybody() {
     assert_eq!((view.nodes.len(), view.shards.len()), (3, 2));
     // Whoever knows the directory's leader hears the rest from there.
     assert_eq!(told(view.version), None);
+}
+
+#[test]
+fn a_frozen_shard_takes_no_writes_until_it_is_thawed_or_time_is_up() {
+    let mut cluster = Cluster::settled(3);
+    let shard = cluster.campaign();
+    let hold = |cluster: &mut Cluster, for_ms: u64, id: u128| {
+        let id = RequestId(id);
+        cluster.ask(2, Request::HoldShard { shard, for_ms, id })
+    };
+    let code = |response: Response| match response {
+        Response::Error(error) => {
+            assert!(error.text.contains("nothing was changed"), "{}", error.text);
+            Some(error.code)
+        }
+        _ => None,
+    };
+    assert_eq!(code(cluster.put(1, 1, "k1")), None);
+    let held = match hold(&mut cluster, 20_000, 2) {
+        Response::Shard(shard) => shard.held.expect("frozen"),
+        other => panic!("{other:?}"),
+    };
+    assert!(held.ends_ms > cluster.clock().wall_ms, "{held:?}");
+    assert_eq!(code(cluster.put(3, 3, "k3")), Some(Code::ShardHeld));
+    assert_eq!(cluster.list(1), ["k1"], "reads go on, and the write did nothing");
+
+    // Both halves have it; a merge of them waits.
+    let split = Goal::Split {
+        shard,
+        at: vec!["m".into()],
+    };
+    let split = cluster.start(4, split, None).expect("begun");
+    assert_eq!(cluster.until_over(&split).op.state, OpState::Done);
+    assert_eq!(code(cluster.put(1, 5, "z")), Some(Code::ShardHeld));
+    let right = cluster
+        .map_of(1)
+        .find(&Position::new("campaign", "z"))
+        .expect("a shard")
+        .id;
+    let merge = cluster
+        .start(6, Goal::Merge { left: shard, right }, None)
+        .expect("begun");
+    cluster.run(200);
+    assert_eq!(cluster.op(&merge).op.state, OpState::Running, "it waits");
+    assert_eq!(cluster.map_of(1).shard(right).expect("there").frozen, None);
+
+    // One half is thawed by hand, the other one by time; then they are merged.
+    assert!(matches!(hold(&mut cluster, 0, 7), Response::Shard(shard) if shard.held.is_none()));
+    assert_eq!(code(cluster.put(1, 8, "k8")), None);
+    assert_eq!(code(cluster.put(1, 9, "z")), Some(Code::ShardHeld), "that one still is");
+    while cluster.clock().wall_ms <= held.ends_ms + 5_000 {
+        cluster.run(40);
+        // Whoever asks moves the shard's clock.
+        let _ = cluster.put(1, 10, "z");
+    }
+    assert_eq!(code(cluster.put(2, 10, "z")), None);
+    assert_eq!(cluster.until_over(&merge).op.state, OpState::Done);
+    assert_eq!(cluster.list(3), ["k1", "k8", "z"]);
+
+    let directory = Request::HoldShard {
+        shard: DIRECTORY_SHARD,
+        for_ms: 1_000,
+        id: RequestId(11),
+    };
+    assert_eq!(code(cluster.ask(1, directory)), Some(Code::BadRequest));
+    assert_eq!(code(hold(&mut cluster, u64::MAX, 12)), Some(Code::BadRequest));
+}
+
+#[test]
+fn a_shard_that_is_being_merged_is_not_frozen_for_an_operator() {
+    let mut cluster = Cluster::new(3);
+    cluster.run(200);
+    let left = cluster.campaign();
+    let epoch = cluster.map_of(1).shard(left).expect("there").epoch;
+    let child = match cluster.ask(
+        1,
+        Request::AllocateIds {
+            count: 1,
+            id: RequestId(1),
+        },
+    ) {
+        Response::Ids { first } => ShardId(first),
+        other => panic!("{other:?}"),
+    };
+    let split = Request::SplitShard {
+        shard: left,
+        epoch,
+        at: Position::new("campaign", "m"),
+        child,
+        id: RequestId(2),
+    };
+    let Response::Split { left, right } = cluster.ask(1, split) else {
+        panic!()
+    };
+    cluster.run(40);
+    // No conductor is there to end what stands still.
+    let freeze = Request::FreezeShard {
+        shard: right.id,
+        epoch: right.epoch,
+        into: left.id,
+        left_epoch: left.epoch,
+        id: RequestId(3),
+    };
+    assert!(matches!(cluster.ask(1, freeze), Response::Shard(_)));
+    cluster.run(40);
+    for shard in [right.id, left.id] {
+        let for_ms = 1_000;
+        let refused = cluster.ask(
+            2,
+            Request::HoldShard {
+                shard,
+                for_ms,
+                id: RequestId(4),
+            },
+        );
+        assert!(
+            matches!(&refused, Response::Error(error) if error.code == Code::ShardFrozen && error.text.contains("nothing was changed")),
+            "{refused:?}"
+        );
+    }
+}
+
+#[test]
+fn small_neighbours_become_one_by_themselves_and_no_fewer_than_wanted() {
+    let mut cluster = Cluster::settled(3);
+    let split = Goal::Split {
+        shard: cluster.campaign(),
+        at: vec!["g".into(), "m".into(), "t".into()],
+    };
+    let split = cluster.start(1, split, None).expect("begun");
+    cluster.until_over(&split);
+    for (id, key) in ["a", "h", "n", "u"].into_iter().enumerate() {
+        assert!(matches!(cluster.put(1, 10 + id as u128, key), Response::Written(_)));
+    }
+    let count = |cluster: &Cluster| {
+        let shards = cluster.map_of(1).shards();
+        shards.filter(|shard| shard.range.service() == "campaign").count()
+    };
+    cluster.run(400);
+    assert_eq!(count(&cluster), 4, "nobody has asked for merges");
+    let sizes = crate::protocol::shard_map::ShardSizes {
+        merge_bytes: 1 << 20,
+        min_shards: 2,
+        ..Default::default()
+    };
+    let set = Request::SetService {
+        name: "campaign".into(),
+        replicas: 3,
+        sizes,
+        id: RequestId(2),
+    };
+    let set = cluster.ask(1, set);
+    assert!(!matches!(set, Response::Error(_)), "{set:?}");
+    for _ in 0..100 {
+        if count(&cluster) == 2 {
+            break;
+        }
+        cluster.run(40);
+    }
+    cluster.run(400);
+    assert_eq!(count(&cluster), 2, "as many as there must be");
+    assert_eq!(cluster.list(2), ["a", "h", "n", "u"]);
 }
