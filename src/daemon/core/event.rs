@@ -26,7 +26,7 @@ pub enum Event {
         /// Keeps what lies before the split point.
         left: ShardDescriptor,
         /// New.
-        right: ShardDescriptor,
+        right: Box<ShardDescriptor>,
     },
     /// A shard's replicas changed.
     Changed {

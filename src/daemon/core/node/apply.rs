@@ -291,7 +291,7 @@ impl Node {
         }
         effects.push(Effect::Event(Event::Split {
             left: left.clone(),
-            right: right.clone(),
+            right: Box::new(right.clone()),
         }));
         Response::Split {
             left: Box::new(left),
