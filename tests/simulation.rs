@@ -313,6 +313,20 @@ fn finds_an_acknowledgement_before_the_message_is_applied() {
     );
 }
 
+/// A planted bug: batches of messages are numbered anew when a node starts, and a late answer is taken for that of another one.
+#[test]
+fn finds_a_batch_that_is_named_again() {
+    // Short lives, so that an answer of one life meets the same number in the next.
+    let plan = Plan {
+        late_copies: 1_000,
+        gap_max: Span::millis(250),
+        length_max: Span::millis(150),
+        slow_disks: true,
+        ..Plan::only(&[Fault::Crash, Fault::Restart, Fault::Pause])
+    };
+    finds_among(Bug::NamesBatchesAgain, plan, 5, &[Property::Drain, Property::Once]);
+}
+
 /// A planted bug: after a split the right half does not know any more what its entities have had.
 #[test]
 fn finds_marks_that_do_not_follow_a_split() {

@@ -155,6 +155,8 @@ pub enum PlantedBug {
     AdmitsTheWiped,
     /// Copies on nodes that are not heard from count as good: for whoever heals, and for who lets voters go.
     CountsTheLost,
+    /// Batches of messages are numbered from one on in each life of a node.
+    NamesBatchesAgain,
 }
 
 /// A service of a new cluster.
@@ -341,6 +343,10 @@ impl Node {
         let mut names = fastrand::Rng::with_seed(
             config.seed ^ clock.wall_ms.rotate_left(20) ^ recovered.last_seq.0.rotate_left(42) ^ now.0,
         );
+        let (next_forward, mut first_batch) = (names.u64(1..1 << 62), names.u64(1..1 << 62));
+        if config.planted == PlantedBug::NamesBatchesAgain {
+            first_batch = 0;
+        }
         let mut node = Self {
             clock,
             started: now,
@@ -361,7 +367,7 @@ impl Node {
             condemned_at: (0, 0, 0),
             forwards: BTreeMap::new(),
             forwards_seen: BTreeMap::new(),
-            next_forward: names.u64(1..1 << 62),
+            next_forward,
             orphans: BTreeMap::new(),
             stash: VecDeque::new(),
             unknown_since: BTreeMap::new(),
@@ -413,7 +419,7 @@ impl Node {
             transfers: Vec::new(),
             store_bytes: 0,
             refusing: false,
-            dispatch: dispatch::Dispatch::new(names.u64(1..1 << 62)),
+            dispatch: dispatch::Dispatch::new(first_batch),
             births: births::Births::default(),
             schemas: schemas::Schemas::default(),
             stopping: None,

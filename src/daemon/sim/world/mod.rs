@@ -97,6 +97,8 @@ pub enum Bug {
     AdmitsTheWiped,
     /// Copies on nodes that are not heard from count as good.
     CountsTheLost,
+    /// Batches of messages are numbered from one on in each life of a node.
+    NamesBatchesAgain,
 }
 
 /// What a run is like.
@@ -599,6 +601,7 @@ impl World {
                     Bug::SplitForgetsChanges => PlantedBug::SplitForgetsChanges,
                     Bug::AdmitsTheWiped => PlantedBug::AdmitsTheWiped,
                     Bug::CountsTheLost => PlantedBug::CountsTheLost,
+                    Bug::NamesBatchesAgain => PlantedBug::NamesBatchesAgain,
                     Bug::None | Bug::AckBeforeSync | Bug::TrustsTheDisk | Bug::KeepsStaleChunks => PlantedBug::None,
                 },
             };
