@@ -417,7 +417,7 @@ impl Node {
         }
     }
 
-    /// Whether a shard that is at nothing has voters at both ends of a move: somebody else put the other one there.
+    /// Whether a shard that is at nothing has copies at both ends of a move, the new one a voter: somebody else put the other one there.
     fn is_made_idle(
         &self,
         ledger: &crate::daemon::core::ledger::Ledger,
@@ -433,7 +433,7 @@ impl Node {
             && self
                 .map
                 .shard(shard)
-                .is_some_and(|shard| votes_on(shard, from) && votes_on(shard, to))
+                .is_some_and(|shard| shard.replica_on(from).is_some() && votes_on(shard, to))
     }
 
     /// `asked` is the operation that wants it, where it is not for the planner to know. Says whether it is a rebalancing's:

@@ -209,6 +209,8 @@ impl Node {
                 Some(removed) if removed.role == ReplicaRole::Voter && self.outlives_another(shard, removed.node) => {
                     Next::End
                 }
+                // Given up while both vote: one of them is a copy too many, for the planner to see.
+                Some(removed) if is_off && removed.role == ReplicaRole::Voter => Next::End,
                 Some(removed) => change(vec![ReplicaChange::Remove { replica: removed.id }]),
                 None => Next::End,
             },
