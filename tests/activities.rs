@@ -177,9 +177,16 @@ async fn cut(client: &Client, service: &str, key: &str) -> (ShardDescriptor, Sha
         at: vec![key.to_owned()],
     };
     operate(client, goal).await;
-    let (right, _) = holder(client, service, key).await;
-    assert_ne!(right.id, shard.id, "{service}/{key} is in the right half");
-    (shard, right)
+    // The node that is asked may hear of it a moment later.
+    let began = Instant::now();
+    loop {
+        let (right, _) = holder(client, service, key).await;
+        if right.id != shard.id {
+            return (shard, right);
+        }
+        assert!(began.elapsed() < PATIENCE, "{service}/{key} is in the right half");
+        sleep(LOOK).await;
+    }
 }
 
 /// Moves the leader's copy of a shard to the node that has none.
