@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # How long a split and a merge of a 64 MiB shard hold writes up. All keys are in one shard, writes arrive at a fixed rate whatever
-# the answers do, and the longest of them shows the pause; a run without splits shows what else the machine does.
+# the answers do, and the longest of them shows the pause; a run without splits shows what else the machine does: three nodes
+# share one disk here, and a checkpoint of one makes the others' syncs wait. ISX_DEV_DIR=/dev/shm/isx leaves the disk out.
 #
 #   ISXCTL=target/release/isxctl examples/drills/pause.sh [writes per second, default 2000] [rounds, default 5]
 #
@@ -37,3 +38,11 @@ done
 wait $load
 load=
 cat "$work/load"
+echo "== from a freeze until the right half is served again, on each node"
+for node in n1 n2 n3; do
+  awk -v node=$node '
+    function seconds(t) { return substr(t, 12, 2) * 3600 + substr(t, 15, 2) * 60 + substr(t, 18, 9) }
+    / stands still for / { began = seconds($1) }
+    / took over /        { printf "%s %s %.1f", (n++ ? "" : node " "), "", (seconds($1) - began) * 1000 }
+    END { print " ms" }' "$ISX_DEV_DIR/$node/log"
+done
