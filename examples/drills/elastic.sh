@@ -31,11 +31,13 @@ say "a new cluster of three nodes"
 run dev up --nodes 3 --fresh --presplit 6
 run cluster set --heal-after 10s --auto-split false
 say "quiet: 15 s of $rate requests per second"
-bench=(bench --workload mix --rate "$rate" --clients 256 --keys "${KEYS:-40000}" --value-bytes 1024 --preload)
+bench=(bench --workload mix --rate "$rate" --clients 256 --keys "${KEYS:-40000}" --value-bytes 1024)
+"$isxctl" "${bench[@]}" --preload --duration 1 >/dev/null
+sleep 5
 run "${bench[@]}" --duration 15 | tee "$work/quiet"
 
 say "the load goes on from here"
-"$isxctl" "${bench[@]}" --seed 2 --verify --duration "${LOAD_S:-100}" >"$work/load" 2>&1 &
+"$isxctl" "${bench[@]}" --seed 2 --preload --verify --duration "${LOAD_S:-100}" >"$work/load" 2>&1 &
 load=$!
 began=$SECONDS
 sleep 5

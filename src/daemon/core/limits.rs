@@ -36,8 +36,11 @@ pub const FOLLOWED_LOG_BYTES_MAX: usize = 256 << 20;
 pub const LOG_TAIL_ENTRIES_MAX: usize = 20_000;
 /// A replica this far behind the commit counts as caught up. Unit: entries.
 pub const CAUGHT_UP_WITHIN: u64 = 128;
-/// A follower that got a snapshot has this long to follow before the log behind the snapshot may go.
+/// A follower that got a snapshot has this long to install it and follow before the log behind the snapshot may go, and as
+/// long again as installing takes at `INSTALL_BYTES_PER_MS`.
 pub const FOLLOW_SNAPSHOT_WITHIN: Span = Span::secs(10);
+/// How fast a snapshot is installed at the least. Unit: bytes per ms.
+pub const INSTALL_BYTES_PER_MS: u64 = 8 << 10;
 /// Requests to a shard that stands still for a merge wait on the node for at most this long.
 pub const PARK_FOR: Span = Span::secs(2);
 /// Requests in hand per node. Unit: requests.

@@ -97,7 +97,7 @@ impl Node {
                 .map(|(&id, _)| id)
                 .collect();
             for id in late {
-                replica.snapshot_sent(id, false);
+                replica.snapshot_sent(id, false, now);
                 self.touched.insert(*shard);
             }
         }

@@ -560,7 +560,7 @@ impl Node {
                         .get(&id)
                         .is_some_and(|sending| sending.attempt == attempt)
                 {
-                    replica.snapshot_sent(id, delivered);
+                    replica.snapshot_sent(id, delivered, self.clock.now);
                     self.touched.insert(shard);
                 }
             }

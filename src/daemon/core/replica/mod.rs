@@ -217,7 +217,8 @@ pub struct Replica {
     attempts: u64,
     /// Snapshots under way.
     pub sending: BTreeMap<ReplicaId, Sending>,
-    /// Snapshots sent lately: replica, when, as of which index. The log behind them is kept for a while.
+    /// Snapshots under way or sent lately: replica, until when it may take to follow, as of which index. The log behind them is
+    /// kept.
     following: BTreeMap<ReplicaId, (Time, u64)>,
     /// Most entries kept for followers that are behind.
     tail_max: usize,
@@ -650,8 +651,13 @@ impl Replica {
     }
 
     /// How a snapshot to a replica ended.
-    pub fn snapshot_sent(&mut self, to: ReplicaId, delivered: bool) {
-        if self.sending.remove(&to).is_some() {
+    pub fn snapshot_sent(&mut self, to: ReplicaId, delivered: bool, now: Time) {
+        if let Some(sending) = self.sending.remove(&to) {
+            // From now on, however long the sending took: it has yet to be installed, which takes longer the more there is.
+            let installing = Span::millis(sending.total_bytes / INSTALL_BYTES_PER_MS);
+            if let Some((until, _)) = self.following.get_mut(&to) {
+                *until = now + FOLLOW_SNAPSHOT_WITHIN + installing;
+            }
             self.stir();
             let status = if delivered {
                 raft::SnapshotStatus::Finish
@@ -1038,9 +1044,8 @@ impl Replica {
     /// Forgets snapshots whose receivers had time enough to follow.
     pub fn forget_followers(&mut self, now: Time) {
         let sending = &self.sending;
-        let is_late = |at: Time| now.since(at) > FOLLOW_SNAPSHOT_WITHIN;
         self.following
-            .retain(|id, &mut (at, _)| sending.contains_key(id) || !is_late(at));
+            .retain(|id, &mut (until, _)| sending.contains_key(id) || now <= until);
     }
 
     /// Whether a change of the replicas is proposed and not applied, as far as the leader knows.
