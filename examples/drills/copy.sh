@@ -35,7 +35,7 @@ new=$("$isxctl" dev add | sed -n 's/ joined.*//p')
 say "before: 10 s of $rate requests per second"
 "${bench[@]}" --duration 10
 say "meanwhile"
-"${bench[@]}" --duration 300 --verify >"$work/load" 2>&1 &
+"${bench[@]}" --duration "${LOAD_S:-300}" --verify >"$work/load" 2>&1 &
 load=$!
 sleep 2
 lead=$(leader)
