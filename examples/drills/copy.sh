@@ -26,10 +26,18 @@ staged_over() {
   echo "only $(staged) MiB are staged"; return 1
 }
 
+caught_up() {
+  for _ in $(seq 240); do
+    [ -n "$("$isxctl" shard list --problem -o plain --columns SHARD 2>/dev/null)" ] || return 0
+    sleep 0.5
+  done
+}
+
 say "three copies of one shard with $keys documents of 16 KiB"
 "$isxctl" dev up --nodes 3 --presplit 1 --fresh >/dev/null
 "$isxctl" --yes cluster set --auto-split false --auto-rebalance false >/dev/null
 "${bench[@]}" --preload --duration 1 >/dev/null
+caught_up
 new=$("$isxctl" dev add | sed -n 's/ joined.*//p')
 "$isxctl" shard list --filter SERVICE=campaign
 say "before: 10 s of $rate requests per second"
@@ -50,6 +58,7 @@ if [ "${KILL:-yes}" = yes ]; then
   sleep 1
   "$isxctl" dev start "$new" >/dev/null
   staged_over $((mib / 2))
+  caught_up
   lead=$(leader)
   say "the sender, $lead, is killed with $(staged) MiB staged"
   "$isxctl" dev kill "$lead" >/dev/null
@@ -64,7 +73,7 @@ done
 "$isxctl" op show "$op"
 say "after $((SECONDS - began)) s; what the senders say"
 grep -h -o -E 'snapshot of s-1 to .*' "$ISX_DEV_DIR"/n?/log | cut -c1-160
-kill -INT $load || true
+kill -INT $load 2>/dev/null || true
 wait $load || true
 load=
 cat "$work/load"

@@ -1015,10 +1015,16 @@ impl Replica {
         // that is getting a snapshot must be able to follow from there.
         let progress = self.raft.raft.prs();
         self.following.retain(|id, &mut (_, index)| {
-            let caught_up = progress.get(id.0).is_none_or(|progress| progress.matched >= index);
+            // What it has installed is as old as the snapshot: it needs all that came since.
+            let follows = |matched: u64| matched >= index && matched + CAUGHT_UP_WITHIN >= applied;
+            let caught_up = progress.get(id.0).is_none_or(|progress| follows(progress.matched));
             !caught_up || self.sending.contains_key(id)
         });
-        let needed = self.following.values().map(|&(_, index)| index).min();
+        let reached = |(id, &(_, index)): (&ReplicaId, &(Time, u64))| {
+            let matched = progress.get(id.0).map_or(0, |progress| progress.matched);
+            matched.max(index)
+        };
+        let needed = self.following.iter().map(reached).min();
         let keep_from = needed.unwrap_or(applied).min(applied);
         self.raft.mut_store().compact(keep_from, self.tail_max);
     }
