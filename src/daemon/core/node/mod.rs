@@ -24,7 +24,7 @@ use crate::protocol::error::{Code, WireError};
 use crate::protocol::id::{ClusterId, DIRECTORY_SHARD, Epoch, NodeId, ReplicaId, RequestId, ShardId};
 use crate::protocol::key::{KeyRange, Position};
 use crate::protocol::message::{Message, RaftMessage, Report, SnapshotManifest};
-use crate::protocol::request::{Request, Response, RouteHint};
+use crate::protocol::request::{Change, Request, Response, RouteHint};
 use crate::protocol::shard_map::{
     Membership, NodeInfo, ReplicaDescriptor, ReplicaRole, ServiceInfo, ShardDescriptor, ShardMap, ShardSizes,
 };
