@@ -7,6 +7,7 @@ use std::sync::Arc;
 use super::*;
 use crate::daemon::core::birth::NewService;
 use crate::daemon::core::catalog::CatalogCommand;
+use crate::daemon::core::directory::NOT_FOUNDED;
 use crate::daemon::core::entity::draft::{Draft, Stop};
 use crate::daemon::core::entity::effects::{NoRules, RelayRules, Rules};
 use crate::daemon::core::entity::schema::BySchema;
@@ -217,10 +218,7 @@ impl Node {
         };
         if directory.map.nodes.is_empty() {
             // It leads before its first entry is applied: no services yet.
-            return Err(WireError::new(
-                Code::NotServing,
-                "the directory has not written down its services yet; nothing was changed",
-            ));
+            return Err(WireError::new(Code::NotServing, NOT_FOUNDED));
         }
         let unknown = schemas
             .iter()
