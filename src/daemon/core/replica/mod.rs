@@ -38,6 +38,8 @@ pub mod hibernate;
 pub mod log_view;
 pub mod samples;
 pub mod standing;
+#[cfg(test)]
+mod tests;
 use hibernate::Rest;
 use log_view::LogView;
 use samples::Samples;
@@ -643,8 +645,12 @@ impl Replica {
             .copied()
     }
 
-    /// Starts an election without waiting for a timeout: the leader of a split's parent does, for the child.
+    /// Starts an election without waiting for a timeout: the leader of a split's parent does, for the child. Nothing happens
+    /// where this copy does not vote: the crate would let it be elected (by voters that do not know yet), and then panic.
     pub fn campaign(&mut self) {
+        if !self.raft.raft.promotable() {
+            return;
+        }
         self.stir();
         let _ = self.raft.campaign();
         self.draw_election_timeout();
@@ -1082,8 +1088,8 @@ impl Replica {
         self.set_applied(entry.index, entry.term);
         let state = self.raft.apply_conf_change(change).map_err(|error| error.to_string())?;
         self.raft.mut_store().conf_state = state.clone();
-        if self.is_leader() && !self.raft.raft.promotable() {
-            // The crate would go on leading, and panic.
+        if self.raft.raft.state != StateRole::Follower && !self.raft.raft.promotable() {
+            // The crate would go on leading, or be elected, and panic.
             let term = self.term();
             self.raft.raft.become_follower(term, raft::INVALID_ID);
         }
