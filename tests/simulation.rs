@@ -327,6 +327,49 @@ fn finds_a_batch_that_is_named_again() {
     finds_among(Bug::NamesBatchesAgain, plan, 5, &[Property::Drain, Property::Once]);
 }
 
+/// Messages come again hours, months and years after they were sent, when sessions are long closed and shards were split,
+/// merged and moved; and nothing that waits for a time is lost, or comes early.
+#[test]
+fn years_pass_and_late_messages_change_nothing() {
+    let secs = variable("ISX_SIM_SECS", 30);
+    let (reports, failures) = sweep("years_pass_and_late_messages_change_nothing", seeds(12), |seed| {
+        Options {
+            plan: Some(Plan {
+                late_copies: [1, 300][seed as usize % 2],
+                close_sessions_after: Span::millis([200, 2_000][seed as usize / 2 % 2]),
+                ..Plan::only(&[Fault::Leap, Fault::Leap, Fault::Crash, Fault::Isolate])
+            }),
+            families: seed.is_multiple_of(3),
+            ..options(seed, secs)
+        }
+    });
+    assert!(failures.is_empty(), "{failures:?}");
+    let years = reports
+        .iter()
+        .map(|report| report.leapt.0 / 1_000_000_000 / (365 * 86_400))
+        .sum::<u64>();
+    let messages = reports.iter().map(|report| report.messages).sum::<u64>();
+    let ended: [u64; 4] = std::array::from_fn(|state| reports.iter().map(|report| report.tentative[state]).sum());
+    println!(
+        "{years} years in {} runs, {messages} messages, tentative operations {ended:?}",
+        reports.len()
+    );
+    let runs = reports.len() as u64;
+    assert!(years > runs && messages > 20 * runs && ended.iter().sum::<u64>() > runs);
+}
+
+/// A planted bug: a receiver that has forgotten a pair believes what is said to be its first message, though it is from a
+/// session of years ago.
+#[test]
+fn finds_a_ticket_of_years_ago() {
+    let plan = Plan {
+        late_copies: 1,
+        close_sessions_after: Span::millis(200),
+        ..Plan::only(&[Fault::Leap])
+    };
+    finds(Bug::TakesAnyTicket, plan, &[Property::Once]);
+}
+
 /// A planted bug: after a split the right half does not know any more what its entities have had.
 #[test]
 fn finds_marks_that_do_not_follow_a_split() {

@@ -49,6 +49,9 @@ pub enum Fault {
     /// A machine is lost for good, once in a run, where every shard has a majority without it: its disk is gone, and it
     /// never comes back, or comes back with an empty one under its old name. Needs four machines and the conductor.
     Wipe,
+    /// Everything is switched off, or sleeps, for hours or most of a year; messages from before come again after it. Only
+    /// in plans that name it.
+    Leap,
 }
 
 impl Fault {

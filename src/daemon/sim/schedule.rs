@@ -69,6 +69,17 @@ impl<E> Schedule<E> {
         self.now = self.now.max(to);
     }
 
+    /// Nothing happens for `span`: everything that is due, and that `keeps` keeps, is due that much later.
+    pub fn leap(&mut self, span: Span, keeps: impl Fn(&E) -> bool) {
+        self.now = self.now + span;
+        let due = std::mem::take(&mut self.heap).into_iter();
+        let later = due.filter(|due| keeps(&due.event)).map(|due| Due {
+            at: due.at + span,
+            ..due
+        });
+        self.heap = later.collect();
+    }
+
     /// How many events are waiting.
     pub fn len(&self) -> usize {
         self.heap.len()
@@ -110,6 +121,22 @@ impl<E> Eq for Due<E> {}
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_leap_moves_all_that_is_kept() {
+        let mut schedule = Schedule::new();
+        for (at, event) in [(30, 'c'), (20, 'x'), (10, 'a'), (10, 'b')] {
+            schedule.at(Time(at), event);
+        }
+        assert_eq!(schedule.take(), Some('a'));
+        schedule.leap(Span(1_000), |&event| event != 'x');
+        assert_eq!((schedule.now(), schedule.next_at()), (Time(1_010), Some(Time(1_010))));
+        assert_eq!(
+            (schedule.take(), schedule.take(), schedule.take()),
+            (Some('b'), Some('c'), None)
+        );
+        assert_eq!(schedule.now(), Time(1_030));
+    }
 
     #[test]
     fn ties_keep_their_order_and_time_never_goes_back() {

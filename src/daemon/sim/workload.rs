@@ -229,6 +229,11 @@ impl Client {
         }
     }
 
+    /// So much time has passed that no node need remember a request id.
+    pub fn forget_ids(&mut self) {
+        self.last_written = None;
+    }
+
     /// Gives it other things to do from its next task on; call `wake` with `token` to start it.
     pub fn set_mode(&mut self, mode: Mode) -> u64 {
         self.mode = mode;

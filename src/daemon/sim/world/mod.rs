@@ -34,6 +34,7 @@ mod copying;
 mod driver;
 mod indexes;
 mod inspect;
+mod leap;
 mod life;
 mod loss;
 mod manual;
@@ -152,6 +153,8 @@ pub struct Report {
     pub events: u64,
     /// Virtual time at the end.
     pub ended: Time,
+    /// How much of it everything stood still.
+    pub leapt: Span,
     /// Requests by outcome: answered, refused or failed, unknown.
     pub outcomes: [usize; 3],
     /// Faults that struck.
@@ -252,6 +255,8 @@ pub struct World {
     old_mail: Vec<(usize, usize, Vec<Message>)>,
     /// Draws late copies.
     mail_rng: fastrand::Rng,
+    /// How long everything has stood still.
+    leapt: Span,
     is_manual: bool,
     /// In a scenario: frames on their way.
     held: BTreeMap<(usize, usize), Vec<Vec<Message>>>,
@@ -499,6 +504,7 @@ impl World {
             to_audit: BTreeSet::new(),
             old_mail: Vec::new(),
             mail_rng: fastrand::Rng::with_seed(stream(options.seed, 6)),
+            leapt: Span(0),
             is_manual: false,
             held: BTreeMap::new(),
             copies: BTreeMap::new(),
@@ -653,7 +659,9 @@ pub fn run(options: &Options) -> Result<Report, Failure> {
 
 impl World {
     fn run_whole(&mut self, span: Span) -> Result<Report, Violation> {
-        self.run_to(Time(0) + span)?;
+        while self.schedule.now() < Time(0) + span + self.leapt {
+            self.run_to(Time(0) + span + self.leapt)?;
+        }
         self.heal();
         let janitor = self.janitor;
         let prober = janitor + 1;
@@ -756,6 +764,7 @@ impl World {
             hash: self.trace.hash(),
             events: self.trace.events(),
             ended: self.schedule.now(),
+            leapt: self.leapt,
             outcomes,
             faults: self.faults,
             shards: self.cover.shards().count(),

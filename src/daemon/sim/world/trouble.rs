@@ -146,6 +146,7 @@ impl World {
                 });
             }
             Fault::Wipe => self.begin_loss(machine),
+            Fault::Leap => self.leap(length),
             Fault::WallClock => {
                 let hour = 3_600_000;
                 let jumps = [-87_600 * hour, -hour, -2_000, 0, 500, hour, 87_600 * hour];
