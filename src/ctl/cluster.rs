@@ -71,6 +71,7 @@ fn list_nodes(cluster: &Cluster) -> Listing {
         "DISK:diskUsedPercent",
         "LOAD:requestsPerSecond",
         "VERSION:version",
+        "CERT:certificateEndsMs",
         "SEEN:silentMs",
         "+ADDRESS:address",
         "+ID:id",
@@ -103,6 +104,7 @@ fn list_nodes(cluster: &Cluster) -> Listing {
             let used = s.disk_total_bytes.saturating_sub(s.disk_free_bytes);
             (u128::from(used) * 100).div_ceil(u128::from(s.disk_total_bytes)) as u64
         });
+        let ends_ms = status.map(|s| s.certificate_ends_ms).filter(|&ms| ms > 0);
         let text = |value: Option<String>| value.unwrap_or_else(|| "-".to_owned());
         let membership = membership(cluster, node);
         listing.push(
@@ -116,6 +118,7 @@ fn list_nodes(cluster: &Cluster) -> Listing {
                 text(disk.map(|percent| format!("{percent} %"))),
                 text(load.map(|load| load.to_string())),
                 text(status.map(|s| s.version.clone())),
+                text(ends_ms.map(|ms| format!("{} d", ms.saturating_sub(super::ops::now_ms()) / 86_400_000))),
                 match (status, silent_ms) {
                     (Some(_), _) => "now".to_owned(),
                     (None, Some(ms)) => format!("{} ago", span(ms)),
@@ -134,7 +137,7 @@ fn list_nodes(cluster: &Cluster) -> Listing {
                 "version": status.map(|s| &s.version), "uptimeMs": status.map(|s| s.uptime_ms),
                 "silentMs": silent_ms, "diskFreeBytes": status.map(|s| s.disk_free_bytes),
                 "diskTotalBytes": status.map(|s| s.disk_total_bytes), "diskUsedPercent": disk,
-                "labels": node.overlay.labels,
+                "labels": node.overlay.labels, "certificateEndsMs": ends_ms,
             }),
         );
     }
@@ -182,7 +185,7 @@ fn show_node(env: &Environment, cluster: &Cluster, wanted: &str) -> Ended {
             "schema": "isx.node.show/1", "node": node.name, "id": node.id.to_string(), "address": node.address,
             "zone": node.zone, "version": status.version, "uptimeMs": status.uptime_ms, "storeBytes": status.store_bytes,
             "diskFreeBytes": status.disk_free_bytes, "findings": status.findings, "counters": counters,
-            "replicas": replicas,
+            "certificateEndsMs": status.certificate_ends_ms, "replicas": replicas,
         }));
     }
     let mut text = format!(
@@ -197,6 +200,9 @@ fn show_node(env: &Environment, cluster: &Cluster, wanted: &str) -> Ended {
         size(status.store_bytes),
         size(status.disk_free_bytes)
     );
+    if status.certificate_ends_ms > 0 {
+        text += &format!("certificate  good until {}\n", timestamp(status.certificate_ends_ms));
+    }
     for peer in &status.peers {
         let heard = peer
             .heard_ms_ago

@@ -739,6 +739,8 @@ pub struct NodeStatus {
     pub disk_free_bytes: u64,
     /// Size of that disk; 0 where it is not known. Unit: bytes.
     pub disk_total_bytes: u64,
+    /// When its certificate ends; 0 where that is not known. Unit: ms since 1970.
+    pub certificate_ends_ms: u64,
     /// What is wrong, each a sentence; empty when all is well.
     pub findings: Vec<String>,
 }

@@ -314,6 +314,14 @@ fn identity(
     Ok((chain, key))
 }
 
+/// When a certificate ends. Unit: ms since 1970.
+pub fn ends_ms(certificate_pem: &str) -> Result<u64, TlsError> {
+    let what = "the certificate";
+    let der = certificate(certificate_pem, what)?;
+    let (_, parsed) = x509_parser::parse_x509_certificate(&der).map_err(unusable(what))?;
+    Ok(parsed.validity().not_after.timestamp().max(0) as u64 * 1_000)
+}
+
 fn certificate(pem: &str, what: &'static str) -> Result<CertificateDer<'static>, TlsError> {
     CertificateDer::from_pem_slice(pem.as_bytes()).map_err(|source| TlsError::Pem { what, source })
 }
@@ -339,6 +347,18 @@ mod tests {
 
     fn leaf(pem: &str) -> CertificateDer<'static> {
         certificate(pem, "a certificate").expect("PEM")
+    }
+
+    #[test]
+    fn a_certificate_says_when_it_ends() {
+        let authority = Authority::create("dev").expect("made");
+        let node = authority.issue_node(NodeId(3), "n3").expect("issued");
+        let ends = ends_ms(&node.certificate_pem).expect("readable");
+        let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
+        let left = ends - now.expect("after 1970").as_millis() as u64;
+        let whole = crate::security::ca::NODE_VALIDITY.as_millis() as u64;
+        assert!((whole - 60_000..=whole).contains(&left), "{left} of {whole} ms");
+        assert!(matches!(ends_ms("no certificate"), Err(TlsError::Pem { .. })));
     }
 
     #[test]

@@ -14,6 +14,8 @@ pub const ELECTION_TICKS_MIN: usize = 12;
 pub const ELECTION_TICKS_MAX: usize = 20;
 /// Raft's `heartbeat_tick`. Unit: ticks.
 pub const HEARTBEAT_TICKS: usize = 2;
+/// A node says so when its certificate ends within this.
+pub const CERTIFICATE_WARNING: Span = Span::secs(30 * 86_400);
 /// How long after the start of a confirmed heartbeat round a leader may answer reads by itself. Followers refuse to vote for
 /// `ELECTION_TICKS` after they heard from it; one tick is lost to rounding, a tenth is the stated drift bound between
 /// any two clocks.

@@ -863,6 +863,13 @@ impl Node {
         if leaderless > 0 {
             findings.push(format!("{leaderless} of this node's shards have no leader"));
         }
+        let certificate_ends_ms = self.config.certificate_ends_ms;
+        if certificate_ends_ms > 0 && certificate_ends_ms < self.clock.wall_ms + CERTIFICATE_WARNING.as_millis() {
+            let days = certificate_ends_ms.saturating_sub(self.clock.wall_ms) / 86_400_000;
+            findings.push(format!(
+                "its certificate ends in {days} days; nobody talks with this node after that"
+            ));
+        }
         findings.extend(self.ailments());
         NodeStatus {
             node: self.config.node,
@@ -886,6 +893,7 @@ impl Node {
             store_bytes: self.store_bytes,
             disk_free_bytes: self.disk_free,
             disk_total_bytes: self.disk_total,
+            certificate_ends_ms,
             findings,
         }
     }

@@ -103,6 +103,7 @@ impl Cluster {
                 hibernation: Hibernation::NEVER,
                 close_sessions_after: CLOSE_SESSIONS_AFTER,
                 tells_messages: false,
+                certificate_ends_ms: 0,
                 verify_every: Span::secs(3_600),
                 scrub_every: Span::secs(3_600),
                 planted: PlantedBug::None,

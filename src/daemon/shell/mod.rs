@@ -60,7 +60,7 @@ use super::store::{self, OpenError, Staging, StoreIdentityCheck};
 use crate::protocol::id::{ClusterId, NodeId};
 use crate::protocol::op::Pace;
 use crate::security::ca::{Authority, CaError, FileError, read_key};
-use crate::security::tls::{PeerNames, TlsError, client_config, server_config};
+use crate::security::tls::{PeerNames, TlsError, client_config, ends_ms, server_config};
 
 /// How long connections get to hear that we are gone.
 const CLOSE_TIMEOUT: Duration = Duration::from_millis(500);
@@ -318,6 +318,7 @@ fn start(config: &Config, surroundings: Surroundings) -> Result<(Arc<Shared>, Dr
         authority,
         names,
     } = material(config)?;
+    let certificate_ends_ms = ends_ms(&certificate_pem)?;
     let transport = Arc::new(quic::transport(config.mtu_max, config.idle_timeout));
     let server = server_config(&ca_pem, &certificate_pem, &key_pem)?;
     let mut client = client_config(&ca_pem, &certificate_pem, &key_pem)?;
@@ -371,6 +372,7 @@ fn start(config: &Config, surroundings: Surroundings) -> Result<(Arc<Shared>, Dr
             hibernation: Hibernation::USUAL,
             close_sessions_after: CLOSE_SESSIONS_AFTER,
             tells_messages: false,
+            certificate_ends_ms,
             verify_every: VERIFY_EVERY,
             scrub_every: SCRUB_EVERY,
             planted: PlantedBug::None,

@@ -97,6 +97,8 @@ pub struct NodeConfig {
     /// Whether every message between entities is told as an event, and `relay` is accepted: for the simulator.
     #[doc(hidden)]
     pub tells_messages: bool,
+    /// When the node's certificate ends; 0 where that is not known. Unit: ms since 1970.
+    pub certificate_ends_ms: u64,
     /// The copies of a shard that has changed are compared with each other this often.
     pub verify_every: Span,
     /// ... and those of a shard that has not changed this often: disks go bad without being written to.

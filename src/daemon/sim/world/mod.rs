@@ -575,6 +575,7 @@ impl World {
                 },
                 close_sessions_after: self.plan.close_sessions_after,
                 tells_messages: true,
+                certificate_ends_ms: 0,
                 verify_every: if self.compares_often() {
                     Span::secs(3)
                 } else {
