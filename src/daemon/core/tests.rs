@@ -54,7 +54,52 @@ struct Cluster {
     answers: Vec<(u64, Response)>,
 }
 
+mod absorbed;
 mod operator;
+
+fn founders(count: u64) -> Vec<NodeInfo> {
+    (1..=count)
+        .map(|id| NodeInfo {
+            id: NodeId(id),
+            name: format!("n{id}"),
+            address: format!("127.0.0.1:{id}"),
+            zone: String::new(),
+            membership: Membership::Active,
+            store_id: 0,
+            version: String::new(),
+            overlay: Default::default(),
+        })
+        .collect()
+}
+
+fn config(founder: &NodeInfo, founders: &[NodeInfo], conducts: bool) -> NodeConfig {
+    NodeConfig {
+        cluster: ClusterId(1),
+        node: founder.id,
+        name: founder.name.clone(),
+        address: founder.address.clone(),
+        zone: String::new(),
+        store_id: u128::from(founder.id.0) + 100,
+        version: "test".into(),
+        seed: founder.id.0,
+        founders: founders.to_vec(),
+        services: vec![ServiceConfig {
+            name: "campaign".into(),
+            replicas: 3,
+            cuts: Vec::new(),
+        }],
+        conducts,
+        log_tail_entries: super::limits::LOG_TAIL_ENTRIES_MAX,
+        checkpoint_every: Span::secs(5),
+        hibernation: Hibernation::NEVER,
+        close_sessions_after: CLOSE_SESSIONS_AFTER,
+        tells_messages: false,
+        certificate_ends_ms: 0,
+        verify_every: Span::secs(3_600),
+        scrub_every: Span::secs(3_600),
+        planted: PlantedBug::None,
+    }
+}
 
 impl Cluster {
     fn new(count: u64) -> Self {
@@ -63,18 +108,7 @@ impl Cluster {
 
     /// `conducts`: the directory's leader carries out operations.
     fn with(count: u64, conducts: bool) -> Self {
-        let founders: Vec<NodeInfo> = (1..=count)
-            .map(|id| NodeInfo {
-                id: NodeId(id),
-                name: format!("n{id}"),
-                address: format!("127.0.0.1:{id}"),
-                zone: String::new(),
-                membership: Membership::Active,
-                store_id: 0,
-                version: String::new(),
-                overlay: Default::default(),
-            })
-            .collect();
+        let founders = founders(count);
         let mut cluster = Self {
             now: Time(1),
             nodes: BTreeMap::new(),
@@ -82,32 +116,7 @@ impl Cluster {
             answers: Vec::new(),
         };
         for founder in &founders {
-            let config = NodeConfig {
-                cluster: ClusterId(1),
-                node: founder.id,
-                name: founder.name.clone(),
-                address: founder.address.clone(),
-                zone: String::new(),
-                store_id: u128::from(founder.id.0) + 100,
-                version: "test".into(),
-                seed: founder.id.0,
-                founders: founders.clone(),
-                services: vec![ServiceConfig {
-                    name: "campaign".into(),
-                    replicas: 3,
-                    cuts: Vec::new(),
-                }],
-                conducts,
-                log_tail_entries: super::limits::LOG_TAIL_ENTRIES_MAX,
-                checkpoint_every: Span::secs(5),
-                hibernation: Hibernation::NEVER,
-                close_sessions_after: CLOSE_SESSIONS_AFTER,
-                tells_messages: false,
-                certificate_ends_ms: 0,
-                verify_every: Span::secs(3_600),
-                scrub_every: Span::secs(3_600),
-                planted: PlantedBug::None,
-            };
+            let config = config(founder, &founders, conducts);
             let mut rows = Rows::default();
             let mut effects = Effects::new();
             let node = Node::new(config, Recovered::default(), cluster.clock(), &mut rows, &mut effects);

@@ -69,7 +69,13 @@ impl Node {
             self.checkpoint_soon = true;
             return self.drop_message(from, "a snapshot before a split is checkpointed", effects);
         }
+        // A log that reaches as far is only told what of it is committed: a merge in it may need the copies that are here.
+        let is_known = self
+            .replicas
+            .get(&raft.shard)
+            .is_some_and(|replica| replica.has_all_of(at.0, at.1));
         let taken_over = match self.taken_over_by(&manifest.shard) {
+            _ if is_known => Vec::new(),
             Ok(shards) => shards,
             Err(why) => return self.drop_message(from, why, effects),
         };

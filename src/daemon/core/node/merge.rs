@@ -403,8 +403,9 @@ impl Node {
                 return Err("a snapshot over a shard that is being installed");
             }
             // A later split of the absorber has these keys now. The absorber's copy here has not come that far: it needs
-            // the copy that it takes over.
-            if other.shard.frozen.is_none_or(|frozen| frozen.into != shard.id) && self.may_be_absorbed(&other.shard) {
+            // the copy that it takes over. Unless it goes by this very snapshot, or leaps over the merge by it.
+            let leaps = |left: &ShardDescriptor| left.id == shard.id || shard.has_taken(left);
+            if self.may_be_absorbed(&other.shard, &leaps) {
                 return Err("a snapshot over a shard that is still to be absorbed here");
             }
             taken.push(other.shard.id);

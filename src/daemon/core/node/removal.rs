@@ -67,21 +67,24 @@ impl Node {
         let holder = self.told.find(&shard.range.start)?;
         let is_here = |id: ShardId| self.replicas.get(&id).is_some_and(Replica::is_initialized);
         // A copy of the absorber on this node takes the rows over when its log or a snapshot says so.
-        let taken = holder.has_taken(shard) && !is_here(holder.id) && !self.may_be_absorbed(shard);
+        let taken = holder.has_taken(shard) && !is_here(holder.id) && !self.may_be_absorbed(shard, &|_| false);
         taken.then_some("its shard was absorbed")
     }
 
     /// Whether a copy on this node may still have to take over this one's rows: its left neighbour, unless that one is
-    /// past the epoch for which the merge was planned.
-    pub(super) fn may_be_absorbed(&self, shard: &ShardDescriptor) -> bool {
+    /// past the merge, or past the epoch for which it was planned, or `leaps` over it.
+    pub(super) fn may_be_absorbed(&self, shard: &ShardDescriptor, leaps: &dyn Fn(&ShardDescriptor) -> bool) -> bool {
         self.replicas
             .values()
             .filter(|other| other.is_initialized())
+            .map(|other| &other.shard)
             .any(|left| {
-                let is_past = shard
-                    .frozen
-                    .is_some_and(|frozen| frozen.into == left.shard.id && left.shard.epoch > frozen.left_epoch);
-                left.shard.range.end == shard.range.start && !is_past
+                // The copy itself may have forgotten its freeze in a restart.
+                let is_past = left.absorbed.contains(&shard.id)
+                    || shard
+                        .frozen
+                        .is_some_and(|frozen| frozen.into == left.id && left.epoch > frozen.left_epoch);
+                left.range.end == shard.range.start && !is_past && !leaps(left)
             })
     }
 

@@ -1120,6 +1120,12 @@ impl Replica {
         self.log().term_at(index) == Some(term)
     }
 
+    /// Whether the log reaches as far as a snapshot as of this entry: Raft takes none then, and only notes what is committed.
+    pub fn has_all_of(&self, index: u64, term: u64) -> bool {
+        let log = &self.raft.raft.raft_log;
+        index < log.committed || log.match_term(index, term)
+    }
+
     /// Everybody who waits here: those for whom nothing was done, and those whose outcome is not known.
     pub fn take_waiting(&mut self) -> (Vec<Waiting>, Vec<Waiting>) {
         let mut harmless: Vec<Waiting> = self.queue.drain(..).map(|(_, waiting)| waiting).collect();
