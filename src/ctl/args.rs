@@ -130,13 +130,13 @@ pub enum Command {
     Shard(ShardCommand),
     /// Copies of shards, for experts
     #[command(subcommand)]
-    Replica(super::ops::ReplicaCommand),
+    Replica(super::op_args::ReplicaCommand),
     /// Long operations: drains, moves, merges, healing
     #[command(subcommand)]
-    Op(super::ops::OpCommand),
+    Op(super::op_args::OpCommand),
     /// Spreading copies and leaderships evenly
     #[command(subcommand)]
-    Rebalance(super::ops::RebalanceCommand),
+    Rebalance(super::op_args::RebalanceCommand),
     /// Plans in files: shown, checked, applied
     #[command(
         subcommand,
@@ -499,7 +499,7 @@ pub enum NodeCommand {
     },
     /// Verbs that change nodes.
     #[command(flatten)]
-    Verb(super::ops::NodeVerb),
+    Verb(super::op_args::NodeVerb),
 }
 
 /// Verbs on shards.
@@ -572,7 +572,7 @@ pub enum ShardCommand {
     },
     /// Verbs that change shards.
     #[command(flatten)]
-    Verb(super::ops::ShardVerb),
+    Verb(super::op_args::ShardVerb),
 }
 
 /// Verbs on services.

@@ -16,6 +16,8 @@ mod health;
 mod index;
 mod journal;
 mod local;
+mod op_args;
+mod op_view;
 mod ops;
 pub mod output;
 mod pairs;

@@ -6,7 +6,8 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
 use super::exit::{self, CtlError};
-use super::ops::{Begin, OpStart, ask, start_op, unexpected, watch};
+use super::op_args::OpStart;
+use super::ops::{Begin, ask, start_op, unexpected, watch};
 use super::output::{size, span, timestamp};
 use super::{Ended, Environment};
 use crate::client::Client;

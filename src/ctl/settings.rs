@@ -6,7 +6,8 @@ use serde_json::json;
 
 use super::args::span as span_of;
 use super::exit::{self, CtlError};
-use super::ops::{Begin, PaceArg, ask, start_op, unexpected, watch};
+use super::op_args::PaceArg;
+use super::ops::{Begin, ask, start_op, unexpected, watch};
 use super::output::{Listing, size, span};
 use super::{Ended, Environment};
 use crate::client::Client;

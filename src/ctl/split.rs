@@ -7,7 +7,8 @@ use serde_json::{Value, json};
 
 use super::cluster::bounds;
 use super::exit::{self, CtlError};
-use super::ops::{Begin, OpStart, ask, start_op, unexpected, watch};
+use super::op_args::OpStart;
+use super::ops::{Begin, ask, start_op, unexpected, watch};
 use super::output::size;
 use super::status::Cluster;
 use super::{Ended, Environment};

@@ -327,7 +327,7 @@ pub(super) async fn status(env: &Environment, exit_code: bool) -> Ended {
                        "catchingUp": behind},
             "data": {"entities": entities, "bytes": bytes, "storeBytes": store}, "traffic": {"perSecond": rate},
             "messages": cluster.messages().json(),
-            "work": work.as_ref().map(|work| work.iter().map(super::ops::view_json).collect::<Vec<_>>()),
+            "work": work.as_ref().map(|work| work.iter().map(super::op_view::view_json).collect::<Vec<_>>()),
             "directoryLeader": directory.map(|node| cluster.node_name(node)),
         });
         if let (Some(value), Value::Object(rest)) = (value.as_object_mut(), rest) {
@@ -404,7 +404,7 @@ pub(super) async fn status(env: &Environment, exit_code: bool) -> Ended {
         match &work {
             Some(work) => {
                 for shown in work.iter().take(SHOWN_MAX) {
-                    text += &format!("work      {}\n", super::ops::in_short(shown));
+                    text += &format!("work      {}\n", super::op_view::in_short(shown));
                 }
                 if work.len() > SHOWN_MAX {
                     text += &format!("work      and {} operations more\n", work.len() - SHOWN_MAX);
