@@ -47,10 +47,18 @@ pub(super) fn since(blocker: &OpBlocker) -> String {
     for_ms.map_or_else(String::new, |ms| format!("   for {}", span(ms)))
 }
 
+/// Steps done of those that it takes; some operations find that there is nothing to do.
+fn done_of(shown: &OpView) -> String {
+    match shown.total {
+        0 => "-".to_owned(),
+        total => format!("{}/{total}", shown.done),
+    }
+}
+
 /// One line on an operation that is under way.
 pub(super) fn in_short(shown: &OpView) -> String {
     let op = &shown.op;
-    let mut text = format!("{}  {}  {}  {}/{}", op.id, op.goal, op.state, shown.done, shown.total);
+    let mut text = format!("{}  {}  {}  {}", op.id, op.goal, op.state, done_of(shown));
     if shown.eta_s.is_some() {
         text += &format!(", eta {}", eta(shown));
     }
@@ -114,7 +122,7 @@ pub(super) fn list(env: &Environment, ops: &[OpView]) -> Ended {
                 op.goal.kind().to_owned(),
                 op.goal.object(),
                 op.state.to_string(),
-                format!("{}/{}", shown.done, shown.total),
+                done_of(shown),
                 speed,
                 eta(shown),
                 or_dash(&shown.limited_by),

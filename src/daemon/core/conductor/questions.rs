@@ -56,7 +56,12 @@ impl Node {
                 let checked = match (stale, is_known) {
                     (Some(error), _) => Err(error),
                     (None, true) => Ok(()),
-                    (None, false) => self.plan_op(&op).map(drop),
+                    (None, false) => self.plan_op(&op).map(|planned| {
+                        // How much there is to even out was last looked at before there was anything, such as a new node.
+                        if matches!(op.goal, Goal::Rebalance | Goal::Scatter { .. }) {
+                            op.total = op.total.max(planned.steps.len() as u64);
+                        }
+                    }),
                 };
                 match checked {
                     Err(error) => Response::Error(error),
