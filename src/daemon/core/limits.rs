@@ -52,6 +52,8 @@ pub const PENDING_REQUESTS_MAX: usize = 100_000;
 pub const CHECKPOINT_EVERY: Span = Span::secs(30);
 /// ... or after this many bytes of log. Unit: bytes.
 pub const CHECKPOINT_BYTES: usize = 64 << 20;
+/// Of so many nodes in a row no two checkpoint after the same time and the same amount: each waits an eighth more.
+pub const CHECKPOINT_STAGGER: u64 = 5;
 /// The copies of a shard that has changed are compared with each other this often.
 pub const VERIFY_EVERY: Span = Span::secs(3_600);
 /// ... and those of a shard that has not changed this often.

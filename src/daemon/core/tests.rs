@@ -52,6 +52,7 @@ struct Cluster {
     nodes: BTreeMap<NodeId, (Node, Rows)>,
     inbox: VecDeque<(NodeId, Input)>,
     answers: Vec<(u64, Response)>,
+    checkpoints: Vec<(NodeId, Time)>,
 }
 
 mod absorbed;
@@ -114,6 +115,7 @@ impl Cluster {
             nodes: BTreeMap::new(),
             inbox: VecDeque::new(),
             answers: Vec::new(),
+            checkpoints: Vec::new(),
         };
         for founder in &founders {
             let config = config(founder, &founders, conducts);
@@ -173,7 +175,10 @@ impl Cluster {
                     }
                     Effect::Persist { seq, .. } => self.inbox.push_back((to, Input::Persisted { seq })),
                     Effect::Reply { tag, response, .. } => self.answers.push((tag, response)),
-                    Effect::Checkpoint { .. } => self.inbox.push_back((to, Input::Checkpointed)),
+                    Effect::Checkpoint { .. } => {
+                        self.checkpoints.push((to, self.now));
+                        self.inbox.push_back((to, Input::Checkpointed));
+                    }
                     Effect::Halt { reason } => panic!("{to} halted: {reason}"),
                     _ => {}
                 }
@@ -375,4 +380,24 @@ fn refusals_change_nothing_and_say_why() {
         ),
         Code::TooLarge
     );
+}
+
+/// Nodes that share a disk, or a majority that waits for two of three, would all be slow in the same moment.
+#[test]
+fn nodes_that_take_in_the_same_writes_checkpoint_one_after_another() {
+    let mut cluster = Cluster::new(3);
+    cluster.run(60);
+    let begin = cluster.now;
+    cluster.checkpoints.clear();
+    let mut id = 0;
+    while cluster.now.since(begin) < Span::secs(14) {
+        id += 1;
+        assert!(matches!(cluster.put(1, id, "k"), Response::Written(_)));
+        cluster.run(4);
+    }
+    let mut at: Vec<Time> = cluster.checkpoints.iter().map(|&(_, at)| at).collect();
+    assert!(at.len() >= 6, "{:?}", cluster.checkpoints);
+    at.sort();
+    let apart = at.windows(2).map(|two| two[1].since(two[0])).min();
+    assert!(apart >= Some(Span::millis(250)), "{:?}", cluster.checkpoints);
 }

@@ -161,9 +161,12 @@ impl Node {
 
     pub(super) fn maybe_checkpoint(&mut self, effects: &mut Effects) {
         let now = self.clock.now;
+        // Nodes that take in the same writes would all checkpoint in the same moment, and no majority would be quick then.
+        let eighths = 8 + self.config.node.0 % CHECKPOINT_STAGGER;
+        let every = Span(self.config.checkpoint_every.0 * eighths / 8);
         let due = self.checkpoint_soon
-            || now.since(self.last_checkpoint) >= self.config.checkpoint_every
-            || self.log_bytes >= CHECKPOINT_BYTES;
+            || now.since(self.last_checkpoint) >= every
+            || self.log_bytes >= CHECKPOINT_BYTES * eighths as usize / 8;
         if due && !self.checkpoint_running {
             self.last_checkpoint = now;
             self.checkpoint_soon = false;
