@@ -64,8 +64,10 @@ impl Node {
         // What is ready is taken first: Raft must have nothing else in hand when it takes a snapshot.
         self.touched.insert(raft.shard);
         self.settle_replicas(state, effects);
-        if self.unsaved_births.iter().any(|&child| child != raft.shard) {
-            // This may be their parent: its snapshot takes the place of the log entries that make them.
+        if !self.unsaved_births.is_empty() {
+            // This may be their parent: its snapshot takes the place of the log entries that make them. Or one of them: its
+            // rows would be on disk before the parent has let go of them, and what the parent's log says of the time before
+            // the split would be written over them at the next start.
             self.checkpoint_soon = true;
             return self.drop_message(from, "a snapshot before a split is checkpointed", effects);
         }

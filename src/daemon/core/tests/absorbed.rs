@@ -245,3 +245,42 @@ fn a_snapshot_that_only_proves_the_log_committed_leaves_the_merge_its_right_half
     assert!(!left.stalled);
     assert_eq!(left.shard.range, shard(1, 3, "", "").range);
 }
+
+/// On disk the parent is as it was before the split: what its log says of the child's keys is applied once more at the next
+/// start. The child's rows as of later must not be there then.
+#[test]
+fn a_childs_snapshot_waits_until_its_birth_is_on_disk() {
+    let split = Payload {
+        elapsed_ms: 0,
+        wall_ms: 0,
+        commands: vec![Command::Split {
+            epoch: Epoch(1),
+            at: Position::new("campaign", "m"),
+            child: ShardId(1000),
+            id: RequestId(9),
+        }],
+    };
+    let entry = Entry {
+        term: TERM,
+        index: 2,
+        data: split.encode(),
+        ..Entry::default()
+    };
+    let log = ShardWrite {
+        shard: ShardId(1),
+        hard_state: Some(raft::eraftpb::HardState {
+            term: TERM,
+            vote: 0,
+            commit: 2,
+        }),
+        entries: vec![entry],
+        complete: false,
+    };
+    let mut node = Returned::with_log(&[shard(1, 1, "", "")], vec![log]);
+    node.step(Input::Ticked);
+    assert_eq!(node.holds(), [DIRECTORY, 1, 1000]);
+    let child = shard(1000, 2, "m", "");
+    assert_eq!(node.snapshot(&child, (40, TERM)), None, "its birth is not on disk");
+    let saved = node.step(Input::Checkpointed);
+    assert!(node.snapshot(&child, (40, TERM)).is_some(), "{saved:?}");
+}
