@@ -165,6 +165,28 @@ impl Command {
         })
     }
 
+    /// Whether it says what the shard is, and touches none of its rows.
+    pub fn is_about_shape(&self) -> bool {
+        match self {
+            Command::Split { .. }
+            | Command::ChangeReplicas { .. }
+            | Command::LeaveJoint
+            | Command::Freeze { .. }
+            | Command::Merge { .. }
+            | Command::Thaw { .. }
+            | Command::Hold { .. }
+            | Command::BumpEpoch { .. }
+            | Command::Quarantine { .. }
+            | Command::Schema(_) => true,
+            Command::Write(_)
+            | Command::Verify { .. }
+            | Command::Directory(_)
+            | Command::Deliver(_)
+            | Command::Acknowledge(_)
+            | Command::Due(_) => false,
+        }
+    }
+
     /// About how long it is in an entry. Unit: bytes.
     pub fn size(&self) -> usize {
         match self {

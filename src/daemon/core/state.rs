@@ -102,6 +102,9 @@ pub struct ReplicaMeta {
     pub bytes: u64,
     /// The rows are known to be wrong: nothing is applied to them or read from them, and the copy waits to be replaced.
     pub written_off: bool,
+    /// Of entries up to here the descriptor, the membership and the clock are here, where that is beyond `applied`: see
+    /// `Replica::shaped`.
+    pub shaped: u64,
     /// What the shard's writes are judged by as of `applied`.
     pub schema: Bundle,
     /// Its place in history, see `protocol::change`.

@@ -9,7 +9,7 @@ use super::effect::{Effect, Effects};
 use super::input::{Input, SessionId};
 use super::limits::{CLOSE_SESSIONS_AFTER, TICK};
 use super::node::{Hibernation, Node, NodeConfig, PlantedBug, ServiceConfig};
-use super::state::{Recovered, State, StateError};
+use super::state::{LogBatch, LogSeq, Recovered, State, StateError};
 use super::time::{Clock, Span, Time};
 use crate::protocol::error::{Code, WireError};
 use crate::protocol::id::{ClusterId, NodeId, RequestId, ShardId};
@@ -18,11 +18,23 @@ use crate::protocol::message::{Principal, Role};
 use crate::protocol::request::*;
 use crate::protocol::shard_map::{Membership, NodeInfo};
 
+/// All rows, and a part of the keys of those that went bad.
 #[derive(Default)]
-struct Rows(BTreeMap<Bytes, Bytes>);
+struct Rows(BTreeMap<Bytes, Bytes>, Option<&'static str>);
+
+impl Rows {
+    fn check(&self, key: &[u8]) -> Result<(), StateError> {
+        let key = key.escape_ascii().to_string();
+        match self.1 {
+            Some(bad) if key.contains(bad) => Err(StateError::Checksum { key }),
+            _ => Ok(()),
+        }
+    }
+}
 
 impl State for Rows {
     fn get(&self, key: &[u8]) -> Result<Option<Bytes>, StateError> {
+        self.check(key)?;
         Ok(self.0.get(key).cloned())
     }
     fn scan(
@@ -32,6 +44,7 @@ impl State for Rows {
         visit: &mut dyn FnMut(&Bytes, &Bytes) -> ControlFlow<()>,
     ) -> Result<(), StateError> {
         for (key, value) in self.0.range::<[u8], _>((Bound::Included(start), Bound::Excluded(end))) {
+            self.check(key)?;
             if visit(key, value).is_break() {
                 break;
             }
@@ -53,9 +66,14 @@ struct Cluster {
     inbox: VecDeque<(NodeId, Input)>,
     answers: Vec<(u64, Response)>,
     checkpoints: Vec<(NodeId, Time)>,
+    /// What each node's log has.
+    logs: BTreeMap<NodeId, Vec<(LogSeq, LogBatch)>>,
+    /// Whether checkpoints are never on the disk: a restart finds all of the log, and nothing else.
+    holds_checkpoints: bool,
 }
 
 mod absorbed;
+mod damage;
 mod operator;
 
 fn founders(count: u64) -> Vec<NodeInfo> {
@@ -116,6 +134,8 @@ impl Cluster {
             inbox: VecDeque::new(),
             answers: Vec::new(),
             checkpoints: Vec::new(),
+            logs: BTreeMap::new(),
+            holds_checkpoints: false,
         };
         for founder in &founders {
             let config = config(founder, &founders, conducts);
@@ -173,8 +193,12 @@ impl Cluster {
                             },
                         ));
                     }
-                    Effect::Persist { seq, .. } => self.inbox.push_back((to, Input::Persisted { seq })),
+                    Effect::Persist { seq, batch } => {
+                        self.logs.entry(to).or_default().push((seq, batch));
+                        self.inbox.push_back((to, Input::Persisted { seq }));
+                    }
                     Effect::Reply { tag, response, .. } => self.answers.push((tag, response)),
+                    Effect::Checkpoint { .. } if self.holds_checkpoints => {}
                     Effect::Checkpoint { .. } => {
                         self.checkpoints.push((to, self.now));
                         self.inbox.push_back((to, Input::Checkpointed));

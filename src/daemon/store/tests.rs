@@ -62,6 +62,7 @@ fn meta(shard: ShardId, applied: u64) -> ReplicaMeta {
         entities: 0,
         bytes: 0,
         written_off: false,
+        shaped: 0,
         schema: Default::default(),
         history: 0,
         destroyed: false,

@@ -3,6 +3,8 @@ use super::*;
 use crate::daemon::core::entity::machine::Delta;
 
 impl Node {
+    /// Where a row that is needed fails its checksum the copy's rows are written off, and from there on only what the log says
+    /// of the shard's shape is applied: other copies on this node may have been born of it before a restart.
     pub(super) fn apply(
         &mut self,
         replica: &mut Replica,
@@ -13,6 +15,10 @@ impl Node {
         effects: &mut Effects,
     ) -> Result<(), StateError> {
         let shard = replica.shard.id;
+        if entry.index <= replica.reached() {
+            // Its shape was applied before a restart, and is in the meta.
+            return Ok(());
+        }
         let (ours, lost) = replica.take_proposed(entry.index, entry.term);
         for waiting in lost {
             let hint = self.hint_of(replica);
@@ -49,7 +55,20 @@ impl Node {
                         }
                         (merged, None)
                     }
-                    _ => self.apply_command(replica, entry, command, context, state, effects)?,
+                    (command, _) if replica.written_off && !command.is_about_shape() => {
+                        if let Some(waiting) = waiting {
+                            self.reply(waiting, outcome_unknown(waiting.id), None, None, effects);
+                        }
+                        continue;
+                    }
+                    _ => match self.apply_command(replica, entry, command, context, state, effects) {
+                        Err(StateError::Checksum { key }) => {
+                            self.write_off(replica, format!("row {key} fails its checksum"), effects);
+                            let id = waiting.map(|waiting| waiting.id).unwrap_or_default();
+                            (outcome_unknown(id), None)
+                        }
+                        other => other?,
+                    },
                 };
                 if let Some(waiting) = waiting {
                     let (response, hint) = applied;
@@ -260,7 +279,9 @@ impl Node {
                 meta.written_off = replica.written_off;
                 meta.history = replica.history;
                 self.add_replica(meta, id, orphan);
-                if let (Some(child), Some(_)) = (self.replicas.get_mut(&child), &replica.damage) {
+                if let Some(child) = self.replicas.get_mut(&child)
+                    && (replica.damage.is_some() || replica.written_off)
+                {
                     // Whose row it is may be found out again.
                     child.damage.clone_from(&replica.damage);
                     self.ailing.insert(child.shard.id);

@@ -11,6 +11,15 @@ pub(super) struct Births {
     wanted: Vec<ShardDescriptor>,
     /// On their way to disk: a copy takes part in nothing before a restart would find it.
     under_way: BTreeMap<ShardId, ReplicaMeta>,
+    /// Whose log is here, and nothing has made them again since the start: see `has_promised`.
+    overdue: BTreeMap<ShardId, ReplicaId>,
+}
+
+impl Births {
+    /// A copy of the shard is here.
+    pub(super) fn begun(&mut self, shard: ShardId) {
+        self.overdue.remove(&shard);
+    }
 }
 
 impl Node {
@@ -69,6 +78,39 @@ impl Node {
     /// Whether a copy of the shard is about to begin here.
     pub(super) fn is_to_be_born(&self, shard: ShardId) -> bool {
         self.births.under_way.contains_key(&shard)
+    }
+
+    /// Whether the log speaks for this copy, which is not here: it has acknowledged entries and is born of another shard's
+    /// log, which is not applied up to there yet. To begin it anew, with nothing, would be to forget what it has promised.
+    pub(super) fn has_promised(&self, shard: ShardId, id: ReplicaId) -> bool {
+        let has_log = self.orphans.get(&shard).is_some_and(|log| !log.entries.is_empty());
+        // One that is made in its place has a higher id.
+        has_log && self.births.overdue.get(&shard).is_none_or(|&overdue| id <= overdue)
+    }
+
+    /// Nothing here makes the copy again, although its log is here: a fault of ours, or its parent's copy was removed. Its
+    /// leader is asked for another one in its place, which has promised nothing.
+    pub(super) fn birth_is_overdue(&mut self, shard: ShardId, id: ReplicaId, leader: NodeId, effects: &mut Effects) {
+        self.births.overdue.entry(shard).or_insert(id);
+        effects.push(Effect::Event(Event::Damage {
+            shard,
+            replica: id,
+            why: OVERDUE.to_owned(),
+        }));
+        effects.push(Effect::Send {
+            to: leader,
+            message: Message::Damaged {
+                shard,
+                replica: id,
+                why: OVERDUE.to_owned(),
+            },
+        });
+    }
+
+    /// The same, for people.
+    pub(super) fn overdue_births(&self) -> impl Iterator<Item = String> {
+        let overdue = self.births.overdue.iter();
+        overdue.map(|(shard, id)| format!("REPLICA_DAMAGED {id} of {shard}: {OVERDUE}"))
     }
 
     /// A new service as a command: copies go where there are fewest, in as many zones as there are.
@@ -154,3 +196,5 @@ impl Node {
         })
     }
 }
+
+const OVERDUE: &str = "its log is here, and nothing that makes it again after a restart; it is to be replaced";

@@ -76,6 +76,10 @@ impl Node {
             .replicas
             .get(&raft.shard)
             .is_some_and(|replica| replica.has_all_of(at.0, at.1));
+        let is_behind = self.replicas.get(&raft.shard).is_some_and(Replica::is_behind_its_log);
+        if is_behind && !is_known && self.orphans.values().any(|log| !log.entries.is_empty()) {
+            return self.drop_message(from, "a snapshot before the log is applied again", effects);
+        }
         let taken_over = match self.taken_over_by(&manifest.shard) {
             _ if is_known => Vec::new(),
             Ok(shards) => shards,

@@ -10,6 +10,7 @@
 //!
 //! A merge that does not come about is given up by making it impossible (the left shard's epoch moves on) and showing
 //! that to the right one, which serves again.
+use super::quarantine::note_damage;
 use super::{Node, PlantedBug, bad_merge, hold, stale_epoch};
 use crate::daemon::core::effect::{Effect, Effects};
 use crate::daemon::core::event::Event;
@@ -24,6 +25,7 @@ use crate::protocol::message::Principal;
 use crate::protocol::request::{Request, Response};
 use crate::protocol::shard_map::{ABSORBED_KEPT, Frozen, ShardDescriptor};
 
+const NOT_HERE: &str = "the shard that it takes over is not here";
 /// Why an absorbed copy goes.
 pub(super) const ABSORBED: &str = "its left neighbour took over";
 
@@ -127,6 +129,8 @@ impl Node {
             .iter()
             .filter_map(|shard| self.replicas.get(shard))
             .filter(|replica| replica.shard.frozen.is_some() && !replica.is_installing())
+            // Damaged rows are better replaced before they become a part of more.
+            .filter(|replica| !replica.written_off)
             .map(|replica| (replica.shard.id, replica.shard.epoch))
             .collect()
     }
@@ -161,7 +165,8 @@ impl Node {
         let has_applied = |node: &NodeId| {
             if *node == self.config.node {
                 let here = self.replicas.get(&right.id);
-                return here.is_some_and(|here| here.shard == *right && !here.is_installing());
+                let is_whole = |here: &Replica| !here.is_installing() && !here.written_off;
+                return here.is_some_and(|here| here.shard == *right && is_whole(here));
             }
             let heard = self.frozen_heard.get(node);
             heard.is_some_and(|heard| heard.contains(&(right.id, right.epoch)))
@@ -273,6 +278,9 @@ impl Node {
         let Some(mut taken) = self.bring_to_freeze(right, seq, batch, state, effects)? else {
             left.stalled = true;
             effects.push(Effect::Event(Event::Stalled { shard: left.shard.id }));
+            // Whoever leads replaces the copy, where there are others.
+            note_damage(left, NOT_HERE.to_owned(), effects);
+            self.ailing.insert(left.shard.id);
             return Ok(Response::Error(WireError::new(
                 Code::Internal,
                 "the right shard is not here",
@@ -286,8 +294,7 @@ impl Node {
         absorbed.extend(right.absorbed.iter().copied().chain([right.id]));
         absorbed.drain(..absorbed.len().saturating_sub(ABSORBED_KEPT));
         if taken.written_off {
-            left.written_off = true;
-            self.ailing.insert(left.shard.id);
+            self.rows_in_doubt(left, effects);
         }
         if left.damage.is_none() && taken.damage.is_some() {
             left.damage.clone_from(&taken.damage);
@@ -344,7 +351,9 @@ impl Node {
             return Ok(None);
         };
         if here.shard != *right {
-            if here.shard.epoch >= right.epoch || !here.prove_committed(freeze.index) {
+            // Another entry at that place would not be what the merge proves committed.
+            let has_it = here.shard.epoch < right.epoch && here.has_entry(freeze.index, freeze.term);
+            if !has_it || !here.prove_committed(freeze.index) {
                 return Ok(None);
             }
             self.settle_inside(right.id, seq, batch, state, effects)?;
@@ -374,9 +383,9 @@ impl Node {
             let Some(mut replica) = self.replicas.remove(&shard) else {
                 return Ok(());
             };
-            let before = replica.applied();
+            let before = replica.reached();
             let result = self.settle_replica(&mut replica, seq, batch, state, effects);
-            let is_done = replica.applied() == before;
+            let is_done = replica.reached() == before;
             self.put_back(replica);
             result?;
             if is_done {
@@ -424,7 +433,7 @@ impl Node {
             return true;
         }
         let has_it = here.is_initialized()
-            && here.applied() < freeze.index
+            && here.reached() < freeze.index
             && here.has_entry(freeze.index, freeze.term)
             && here.prove_committed(freeze.index);
         if has_it {

@@ -742,16 +742,7 @@ impl Node {
             let committed = replica.collect(seq, write, effects);
             let applied = !committed.is_empty();
             for entry in committed {
-                if replica.written_off {
-                    break;
-                }
-                match self.apply(replica, &entry, seq, batch, state, effects) {
-                    Err(StateError::Checksum { key }) => {
-                        self.write_off(replica, format!("row {key} fails its checksum"), effects);
-                        break;
-                    }
-                    other => other?,
-                }
+                self.apply(replica, &entry, seq, batch, state, effects)?;
                 if replica.stalled || self.condemned.contains_key(&replica.shard.id) {
                     break;
                 }

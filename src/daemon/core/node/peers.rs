@@ -286,7 +286,19 @@ impl Node {
         let has_waited = now.since(since) > STASH_FOR;
         // Whoever asks for a vote may be the last one that has the shard's rows: a split's child whose third copy was lost
         // before this one came about. A copy that has promised nothing may vote.
-        if (has_waited || !may_be_born) && from_leader || has_waited && votes {
+        let is_due = (has_waited || !may_be_born) && from_leader || has_waited && votes;
+        if is_due && self.has_promised(shard, raft.to) {
+            if has_waited && from_leader {
+                self.unknown_since.remove(&shard);
+                self.birth_is_overdue(shard, raft.to, from, effects);
+            }
+            return self.drop_message(
+                from,
+                "for a copy that another shard's log has yet to make again",
+                effects,
+            );
+        }
+        if is_due {
             // It is not: this node is to get the shard by snapshot.
             self.unknown_since.remove(&shard);
             let mut meta = replica::empty_meta(shard);

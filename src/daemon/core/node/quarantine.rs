@@ -43,7 +43,8 @@ impl Node {
         }
     }
 
-    /// An entry can't be applied because a row that it needs is damaged: the rows stay as they are, and count no more.
+    /// An entry can't be applied because a row that it needs is damaged: the rows stay as they are, and count no more. What the
+    /// log says of the shard's shape is applied all the same.
     pub(super) fn write_off(&mut self, replica: &mut Replica, why: String, effects: &mut Effects) {
         note_damage(replica, why, effects);
         *self.counters.entry("damaged_rows").or_default() += 1;
@@ -51,7 +52,7 @@ impl Node {
     }
 
     /// Nothing is applied to the rows any more; whoever waits for that is told.
-    fn rows_in_doubt(&mut self, replica: &mut Replica, effects: &mut Effects) {
+    pub(super) fn rows_in_doubt(&mut self, replica: &mut Replica, effects: &mut Effects) {
         self.ailing.insert(replica.shard.id);
         if std::mem::replace(&mut replica.written_off, true) {
             return;
@@ -81,14 +82,16 @@ impl Node {
             if !replica.is_quarantined() && replica.damage.is_none() {
                 return false;
             }
-            if replica.is_leader() {
+            // One that can't go on does not hear that it leads no more.
+            if replica.is_leader() && !replica.stalled {
                 if let Some(successor) = replica.successor(&alive) {
                     replica.transfer(successor.id);
                     touched.push(*shard);
                 }
                 return true;
             }
-            let leader = replica.leader().or_else(|| map.leader(*shard).map(|(_, node)| node));
+            let heard = replica.leader().filter(|_| !replica.stalled);
+            let leader = heard.or_else(|| map.leader(*shard).map(|(_, node)| node));
             let is_told = replica.shard.is_quarantined(replica.id);
             if let (false, Some(to)) = (is_told, leader.filter(|&node| node != me)) {
                 // What it was is forgotten with a restart, that it was is not.
@@ -228,6 +231,7 @@ impl Node {
                 found.push(format!("REPLICA_DAMAGED {id} of {shard}: {why}"));
             }
         }
+        found.extend(self.overdue_births());
         for (shard, compared) in &self.compared {
             if compared.is_undecided {
                 found.push(format!(
@@ -242,7 +246,7 @@ impl Node {
 const WRITTEN_OFF: &str = "a row failed its checksum before the node was started again";
 
 /// Notes what was found; false where something was known already.
-fn note_damage(replica: &mut Replica, why: String, effects: &mut Effects) -> bool {
+pub(super) fn note_damage(replica: &mut Replica, why: String, effects: &mut Effects) -> bool {
     if replica.damage.is_some() {
         return false;
     }

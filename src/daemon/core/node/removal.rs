@@ -31,6 +31,11 @@ impl Node {
             if self.condemned.contains_key(&shard) {
                 continue;
             }
+            if replica.is_behind_its_log() && !replica.is_installing() {
+                // After a restart other copies may yet have to be born of it.
+                self.condemned_at = (0, 0, 0);
+                continue;
+            }
             if let Some(why) = self.proof_against(replica) {
                 found.push((shard, why));
             }

@@ -155,7 +155,8 @@ impl Node {
             }
         }
         for (shard, (meta, mut log)) in logs {
-            log.hard_state.commit = log.hard_state.commit.clamp(meta.applied, log.last());
+            let reached = meta.applied.max(meta.shaped).min(log.last());
+            log.hard_state.commit = log.hard_state.commit.clamp(reached, log.last());
             log.hard_state.term = log.hard_state.term.max(meta.applied_term);
             let mine = meta.shard.replica_on(self.config.node).map(|replica| replica.id);
             let id = match (meta.replica, mine) {
@@ -205,6 +206,7 @@ impl Node {
             self.by_start.insert(replica.shard.range.start.clone(), shard);
         }
         self.watch.forget(shard);
+        self.births.begun(shard);
         self.replicas.insert(shard, replica);
         self.touched.insert(shard);
     }

@@ -233,6 +233,10 @@ pub struct Replica {
     pub damage: Option<String>,
     /// The rows are known to be wrong: nothing is applied to them or read from them. The log is sound, and goes on.
     pub written_off: bool,
+    /// What entries up to here say of the shard's shape (range, members, epoch, clock) has been done although the rows are
+    /// written off and stay as of `applied`, from where on the log is kept. Other copies on this node are born of that, or
+    /// taken over: after a restart they have to come about again, with all that was promised in their names.
+    pub shaped: u64,
     /// For how many ticks a quarantined copy has left the election to others.
     held_back: u32,
     /// The shard's epoch as its leader knew it when it first spoke to this copy.
@@ -325,6 +329,7 @@ impl Replica {
             stalled: false,
             damage: None,
             written_off: meta.written_off,
+            shaped: meta.shaped,
             held_back: 0,
             made_at: Epoch(0),
             unsaved_commit: None,
@@ -473,6 +478,7 @@ impl Replica {
             entities: self.entities,
             bytes: self.bytes,
             written_off: self.written_off,
+            shaped: self.shaped,
             schema: self.schema.clone(),
             history: self.history,
             destroyed: false,
@@ -692,7 +698,7 @@ impl Replica {
 
     /// Allows or forbids new snapshots.
     pub fn allow_snapshots(&mut self, allowed: bool) {
-        self.raft.mut_store().snapshots_allowed = allowed;
+        self.raft.mut_store().snapshots_allowed = allowed && !self.written_off;
     }
 
     /// Log writes up to `seq` are synced: what waited for them may leave.
@@ -984,7 +990,7 @@ impl Replica {
         self.changes = Changes::behind(self.history);
         self.unsaved_commit = None;
         self.dirty = true;
-        (self.damage, self.written_off) = (None, false);
+        (self.damage, self.written_off, self.shaped) = (None, false, 0);
         let mut clear = incoming.clear;
         clear.push(self.shard.range.clone());
         if !before.start.0.is_empty() && before != self.shard.range {
@@ -1007,16 +1013,33 @@ impl Replica {
         self.raft.advance_append_async(ready);
     }
 
-    /// Says that entries up to `index` are applied.
+    /// Says that entries up to `index` are applied; to the shape alone, where the rows are written off.
     pub fn set_applied(&mut self, index: u64, term: u64) {
-        self.raft.mut_store().applied = (index, term);
+        if self.written_off {
+            self.shaped = index;
+        } else {
+            self.raft.mut_store().applied = (index, term);
+        }
         self.dirty = true;
+    }
+
+    /// Up to where entries are applied, to the shape at least.
+    pub fn reached(&self) -> u64 {
+        self.applied().max(self.shaped)
+    }
+
+    /// Whether entries that are known to be committed are still to be applied. Other copies may have to be born of them.
+    pub fn is_behind_its_log(&self) -> bool {
+        !self.stalled && self.reached() < self.committed()
     }
 
     /// Tells Raft how far entries are applied, and lets old ones go.
     pub fn finish_applying(&mut self) {
         let applied = self.log().applied.0;
-        self.raft.advance_apply_to(applied);
+        let log = &self.raft.raft.raft_log;
+        // After a restart the shape may be ahead of what Raft has given out again.
+        let reached = self.reached().min(log.committed).min(log.persisted);
+        self.raft.advance_apply_to(reached);
         // A follower that is further behind than the tail's bounds gets a snapshot: it must not hold the memory. But one
         // that is getting a snapshot must be able to follow from there.
         let progress = self.raft.raft.prs();
@@ -1238,6 +1261,11 @@ impl Replica {
             if !self.is_leader() || self.sending.contains_key(&to) {
                 continue;
             }
+            if self.written_off {
+                // Nobody must have these rows. Whoever leads next sends them.
+                self.raft.report_snapshot(to.0, raft::SnapshotStatus::Failure);
+                continue;
+            }
             let manifest = SnapshotManifest {
                 shard: self.shard.clone(),
                 shard_time_ms: self.shard_time_ms,
@@ -1453,6 +1481,7 @@ pub fn empty_meta(id: crate::protocol::id::ShardId) -> ReplicaMeta {
         entities: 0,
         bytes: 0,
         written_off: false,
+        shaped: 0,
         schema: Bundle::default(),
         history: 0,
         destroyed: false,

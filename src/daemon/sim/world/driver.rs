@@ -227,6 +227,10 @@ impl World {
                     if let CoreEvent::Changed { shard } = &event {
                         self.cover.learn(id, shard)?;
                     }
+                    if let CoreEvent::Stalled { .. } = &event {
+                        // It would be replaced, and nobody would ever know of the fault that led there.
+                        return Err(Violation::new(Property::CatchUp, format!("{event} (on {id})")));
+                    }
                     self.mail.see(&event)?;
                     if !self.stage.schemas.is_empty() {
                         self.family.see(&event)?;
