@@ -605,6 +605,20 @@ pub enum ServiceCommand {
         #[arg(long)]
         dry_run: bool,
     },
+    /// Forget an empty service, with its schema and its shards
+    #[command(
+        before_help = "Examples:\n  isxctl service drop click --dry-run\n  isxctl service drop click --confirm click"
+    )]
+    Drop {
+        /// Its name
+        service: String,
+        /// Check, change nothing
+        #[arg(long)]
+        dry_run: bool,
+        /// Its name once more, instead of being asked for it
+        #[arg(long, value_name = "SERVICE")]
+        confirm: Option<String>,
+    },
     /// Change how its shards are cut and copied; in effect at once
     Set {
         /// Its name

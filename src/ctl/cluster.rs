@@ -320,7 +320,10 @@ pub(super) fn bounds(range: &KeyRange) -> (String, String) {
 fn marks_of(cluster: &Cluster, shard: &ShardDescriptor) -> Vec<String> {
     let mut marks = Vec::new();
     if let Some(frozen) = shard.frozen {
-        marks.push(format!("frozen for {}", frozen.into));
+        marks.push(match frozen.into {
+            DIRECTORY_SHARD => "closed to be dropped".to_owned(),
+            into => format!("frozen for {into}"),
+        });
     }
     if let Some(held) = shard.held.filter(|held| held.ends_ms > cluster.as_of_ms) {
         let left = span(held.ends_ms.saturating_sub(cluster.as_of_ms));

@@ -9,7 +9,7 @@ use tokio::task::JoinSet;
 
 use super::exit::{self, CtlError};
 use super::output::{self, Listing, timestamp};
-use super::{Ended, Environment, entity, journal, schema};
+use super::{Ended, Environment, entity, journal, schema, service};
 use crate::client::{Client, ClientError, FindQuery, IndexLag, ListQuery};
 use crate::protocol::error::Code;
 use crate::protocol::id::{ClusterId, RequestId};
@@ -48,7 +48,7 @@ pub enum IndexCommand {
         #[arg(long)]
         dry_run: bool,
     },
-    /// Take all entries out of an index that no schema wants any more
+    /// Take all entries out of an index that no schema wants any more; run again, it drops the empty index
     #[command(before_help = "Examples:\n  isxctl index drop campaign.by-channel --yes")]
     Drop {
         /// The index, as `index list` names it
@@ -349,6 +349,14 @@ async fn compare_with(
             _ => error.next("the same again: what is right already is only looked at"),
         });
     }
+    let is_empty = wish == Wish::Drop && tally.rows == 0 && tally.on_the_way == 0;
+    if is_empty && !dry_run {
+        let map = client.map().await?;
+        if let Some(known) = map.services.iter().find(|known| known.name == name) {
+            service::ask_drop(client, known, false).await?;
+            service::until_dropped(client, known, env.cli.timeout).await?;
+        }
+    }
     report(env, &work, &tally, wish, dry_run)
 }
 
@@ -373,6 +381,7 @@ fn report(env: &Environment, work: &Work, tally: &Tally, wish: Wish, dry_run: bo
         env.print_json(&json!({
             "schema": format!("isx.index.{verb}/1"), "index": name, "entities": tally.entities, "rows": tally.rows,
             "missing": tally.missing, "stale": tally.stale, "onTheWay": tally.on_the_way, "mended": tally.mended,
+            "dropped": wish == Wish::Drop && work.mends && tally.rows == 0 && tally.on_the_way == 0,
             "dryRun": dry_run, "examples": tally.examples,
         }))?;
         return Ok(code);
@@ -382,6 +391,7 @@ fn report(env: &Environment, work: &Work, tally: &Tally, wish: Wish, dry_run: bo
         _ => format!("{name}   {} entities, {} entries", tally.entities, tally.rows),
     };
     text += &match (wish, work.mends) {
+        (Wish::Drop, true) if tally.rows == 0 && tally.on_the_way == 0 => "; dropped\n".to_owned(),
         (Wish::Drop, true) => format!(", {} are taken back\n", tally.mended),
         (Wish::Rebuild, true) => {
             let (missing, stale) = (tally.missing, tally.stale);
@@ -405,6 +415,9 @@ fn report(env: &Environment, work: &Work, tally: &Tally, wish: Wish, dry_run: bo
     match wish {
         _ if dry_run => env.say("dry run: nothing changed"),
         Wish::Verify if faults > 0 => env.say(&format!("try    isxctl index rebuild {name}")),
+        Wish::Drop if tally.rows > 0 => env.say(&format!(
+            "next   isxctl index drop {name}      once they are gone: it goes as well"
+        )),
         Wish::Rebuild if tally.mended > 0 => env.say(&format!("see    isxctl index verify {name}")),
         _ => {}
     }

@@ -219,6 +219,11 @@ async fn perform(env: &Environment, command: Command) -> Ended {
             let cuts = service::cuts(&service, presplit, cuts);
             service::create(env, service, replicas, cuts, dry_run).await
         }
+        Command::Service(args::ServiceCommand::Drop {
+            service,
+            dry_run,
+            confirm,
+        }) => service::drop(env, &service, confirm.as_deref(), dry_run).await,
         Command::Service(args::ServiceCommand::Set { service, change }) => {
             settings::change_service(env, &service, &change).await
         }

@@ -1,4 +1,4 @@
-//! Services: what there is, and new ones.
+//! Services: what there is, new ones, and those that go.
 use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
@@ -234,6 +234,11 @@ pub(super) async fn show(env: &Environment, name: &str) -> Ended {
     if !ill.is_empty() {
         text += &format!("problem   {}\n", ill.join(", "));
     }
+    if info.dropping.is_some() {
+        text += "dropping  its shards are being closed\n";
+    } else if !info.kept_because.is_empty() {
+        text += &format!("kept      the last drop was given up: {}\n", info.kept_because);
+    }
     text += &format!("next      isxctl shard list --service {name}        isxctl schema show {name}\n");
     cluster.say_who_is_missing(env);
     env.print(&text)
@@ -292,6 +297,82 @@ pub(super) async fn create(
         env.say("its shards have not all elected leaders yet: isxctl shard list");
     }
     Ok(exit::OK)
+}
+
+pub(super) async fn drop(env: &Environment, name: &str, confirm: Option<&str>, dry_run: bool) -> Ended {
+    if index::parts(name).is_some() {
+        let text = format!("{name} is an index and goes another way");
+        return Err(CtlError::new(exit::USAGE, text).next(format!("isxctl index drop {name}")));
+    }
+    let client = env.connect().await?;
+    let ended = drop_with(env, &client, name, confirm, dry_run).await;
+    client.close().await;
+    ended
+}
+
+async fn drop_with(env: &Environment, client: &Client, name: &str, confirm: Option<&str>, dry_run: bool) -> Ended {
+    let map = client.map().await?;
+    let Some(service) = map.services.iter().find(|service| service.name == name) else {
+        let text = format!("there is no service {name}");
+        return Err(CtlError::new(exit::NOT_FOUND, text).next("isxctl service list"));
+    };
+    // Nobody is asked for consent to what is refused.
+    ask_drop(client, service, true).await?;
+    if !dry_run {
+        super::ops::severe(env, &format!("drop service {name} for good"), name, confirm)?;
+        ask_drop(client, service, false).await?;
+        until_dropped(client, service, env.cli.timeout).await?;
+    }
+    if env.format().is_json() {
+        return env.print_json(&json!({"schema": "isx.service.drop/1", "service": name, "dryRun": dry_run}));
+    }
+    if dry_run {
+        env.print(&format!("{name}   can be dropped\n"))?;
+        env.say("dry run: nothing changed");
+        return Ok(exit::OK);
+    }
+    env.print(&format!("{name}   dropped, with its schema and its shards\n"))
+}
+
+pub(super) async fn ask_drop(client: &Client, service: &ServiceInfo, dry_run: bool) -> Result<(), CtlError> {
+    let request = Request::DropService {
+        name: service.name.clone(),
+        number: service.number,
+        dry_run,
+        id: RequestId::random(),
+    };
+    client.request(request).await?;
+    Ok(())
+}
+
+fn again(name: &str) -> String {
+    match index::parts(name) {
+        Some(_) => format!("isxctl index drop {name}"),
+        None => format!("isxctl service drop {name} --dry-run"),
+    }
+}
+
+/// Waits for the end of a drop that has begun.
+pub(super) async fn until_dropped(client: &Client, service: &ServiceInfo, limit: Duration) -> Result<(), CtlError> {
+    let deadline = Instant::now() + limit;
+    let name = &service.name;
+    while Instant::now() < deadline {
+        let map = client.map().await?;
+        match map.services.iter().find(|known| known.name == *name) {
+            Some(known) if known.number == service.number => {}
+            Some(known) if !known.kept_because.is_empty() => {
+                let mut error = CtlError::new(exit::REFUSED, format!("service {name} was not dropped"));
+                error.causes.push(known.kept_because.clone());
+                return Err(error.next(again(name)));
+            }
+            // Its name is in use again.
+            Some(_) | None => return Ok(()),
+        }
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    let mut error = CtlError::new(exit::PARTLY, format!("service {name} is still being dropped"));
+    error.committed = "unknown";
+    Err(error.next(format!("isxctl service show {name}")))
 }
 
 /// Waits until all shards answer.

@@ -148,7 +148,7 @@ impl Cluster {
             silent,
             shards,
             services: map.services,
-            policy: map.policy,
+            policy: *map.policy,
             name,
         })
     }

@@ -331,6 +331,18 @@ pub enum Request {
         /// Makes a repeat harmless.
         id: RequestId,
     },
+    /// A service that nobody needs any more goes, with its schema and its shards. Answered with `Asked` when that has begun:
+    /// the map shows its end.
+    DropService {
+        /// Its name.
+        name: String,
+        /// Its number, as the map shows it: no later service of this name is meant.
+        number: u64,
+        /// Check and answer, change nothing.
+        dry_run: bool,
+        /// Makes a repeat harmless.
+        id: RequestId,
+    },
     /// Schemas as they are, or all versions that are remembered of one service's. Answered with `Response::Schemas`.
     ShowSchemas {
         /// One service's versions, newest first; `None`: the newest of each.

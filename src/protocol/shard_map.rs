@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
-use super::id::{Epoch, NodeId, ReplicaId, ShardId};
+use super::id::{DIRECTORY_SHARD, Epoch, NodeId, ReplicaId, ShardId};
 use super::key::{KeyRange, Position};
 use super::op::Overlay;
 use super::operator::Policy;
@@ -187,6 +187,21 @@ pub struct ServiceInfo {
     pub presplit: u32,
     /// How its shards are cut.
     pub sizes: ShardSizes,
+    /// Given by the directory, and anew whenever a drop was given up: a late copy of an order to drop is about no other one.
+    pub number: u64,
+    /// The number of the drop that is under way.
+    pub dropping: Option<u64>,
+    /// Why the latest drop was given up; empty: there was none.
+    pub kept_because: String,
+}
+
+/// What is remembered of a name whose service was dropped, for ever: whoever was away must hear of it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct Dropped {
+    /// Shards of this name with a lower id are no more.
+    pub below: u64,
+    /// Its schemas up to this revision are no more.
+    pub revision: u64,
 }
 
 /// When a service's shards are split and merged without being asked.
@@ -230,6 +245,8 @@ pub struct ShardMap {
     pub nodes: BTreeMap<NodeId, NodeInfo>,
     /// Services by name.
     pub services: BTreeMap<String, ServiceInfo>,
+    /// Names whose services were dropped; some are in use again.
+    pub dropped: BTreeMap<String, Dropped>,
     /// Newest schema of each service that has one.
     pub schemas: BTreeMap<String, SchemaText>,
     /// What the operator has laid down.
@@ -249,10 +266,12 @@ pub struct MapView {
     pub nodes: Vec<NodeInfo>,
     /// Services.
     pub services: Vec<ServiceInfo>,
+    /// Names whose services were dropped.
+    pub dropped: Vec<(String, Dropped)>,
     /// Schemas; of those that the receiver has already, none.
     pub schemas: Vec<SchemaText>,
     /// What the operator has laid down.
-    pub policy: Policy,
+    pub policy: Box<Policy>,
 }
 
 impl ShardMap {
@@ -286,7 +305,8 @@ impl ShardMap {
     /// are older views of the same keys.
     pub fn learn_shard(&mut self, shard: &ShardDescriptor) -> bool {
         let is_old = |known: &ShardDescriptor| known.epoch >= shard.epoch;
-        if self.gone.contains_key(&shard.id) || self.shards.get(&shard.id).is_some_and(is_old) {
+        if self.gone.contains_key(&shard.id) || self.is_dropped(shard) || self.shards.get(&shard.id).is_some_and(is_old)
+        {
             return false;
         }
         let overlapping = self.overlapping(shard);
@@ -322,6 +342,37 @@ impl ShardMap {
             .filter(|other| other.id != shard.id && other.range.overlaps(&shard.range))
             .map(|other| other.id)
             .collect()
+    }
+
+    /// Whether the shard went with its service.
+    pub fn is_dropped(&self, shard: &ShardDescriptor) -> bool {
+        let dropped = self.dropped.get(shard.range.service());
+        shard.id != DIRECTORY_SHARD && dropped.is_some_and(|dropped| shard.id.0 < dropped.below)
+    }
+
+    /// Forgets the shards and the schema of a service that was dropped; gives the shards that were known.
+    pub fn learn_dropped(&mut self, name: &str, dropped: Dropped) -> Vec<ShardId> {
+        let known = self.dropped.get(name);
+        if known.is_some_and(|known| known.below >= dropped.below) {
+            return Vec::new();
+        }
+        self.dropped.insert(name.to_owned(), dropped);
+        let mine = self.shards().filter(|shard| shard.range.service() == name);
+        let mine: Vec<ShardId> = mine
+            .filter(|shard| self.is_dropped(shard))
+            .map(|shard| shard.id)
+            .collect();
+        for &id in &mine {
+            // As if the directory had absorbed it.
+            self.gone.insert(id, DIRECTORY_SHARD);
+            self.forget_shard(id);
+        }
+        let schema = self.schemas.get(name);
+        if schema.is_some_and(|schema| schema.revision <= dropped.revision) {
+            self.schemas.remove(name);
+        }
+        self.changes += 1;
+        mine
     }
 
     /// How many descriptors were taken in: a map that shows the same number again has the same shards.
@@ -363,6 +414,9 @@ impl ShardMap {
 
     /// Takes in what somebody else knows.
     pub fn learn(&mut self, view: &MapView) {
+        for (name, dropped) in &view.dropped {
+            self.learn_dropped(name, *dropped);
+        }
         // Descriptors with low epochs first, or a parent seen before its split would push out the child.
         let mut shards: Vec<&ShardDescriptor> = view.shards.iter().collect();
         shards.sort_by_key(|s| s.epoch);
@@ -381,9 +435,19 @@ impl ShardMap {
             for service in &view.services {
                 self.services.insert(service.name.clone(), service.clone());
             }
+            // Services are always told of all at once.
+            for name in self.dropped.keys() {
+                if !view.services.iter().any(|service| service.name == *name) {
+                    self.services.remove(name);
+                }
+            }
         }
         for schema in &view.schemas {
             let known = self.schemas.get(&schema.service);
+            let dropped = self.dropped.get(&schema.service);
+            if dropped.is_some_and(|dropped| schema.revision <= dropped.revision) {
+                continue;
+            }
             if known.is_none_or(|known| known.revision < schema.revision) {
                 self.schemas.insert(schema.service.clone(), schema.clone());
             }
@@ -392,13 +456,21 @@ impl ShardMap {
 
     /// The newest revision among the schemas known; 0: none is.
     pub fn schema_revision(&self) -> u64 {
-        self.schemas.values().map(|schema| schema.revision).max().unwrap_or(0)
+        let known = self.schemas.values().map(|schema| schema.revision);
+        let dropped = self.dropped.values().map(|dropped| dropped.revision);
+        known.chain(dropped).max().unwrap_or(0)
     }
 
     /// Schemas that are newer than `revision`: they are long and seldom new.
     pub fn schemas_since(&self, revision: u64) -> Vec<SchemaText> {
         let newer = self.schemas.values().filter(|schema| schema.revision > revision);
         newer.cloned().collect()
+    }
+
+    /// Names whose services were dropped, as a view has them.
+    pub fn view_dropped(&self) -> Vec<(String, Dropped)> {
+        let named = self.dropped.iter().map(|(name, &dropped)| (name.clone(), dropped));
+        named.collect()
     }
 
     /// Everything this map knows, but for schemas.
@@ -413,8 +485,9 @@ impl ShardMap {
                 .collect(),
             nodes: self.nodes.values().cloned().collect(),
             services: self.services.values().cloned().collect(),
+            dropped: self.view_dropped(),
             schemas: Vec::new(),
-            policy: self.policy.clone(),
+            policy: Box::new(self.policy.clone()),
         }
     }
 }

@@ -42,9 +42,10 @@ impl NewService {
 impl Directory {
     pub(super) fn create_service(&mut self, new: &NewService, state: &mut dyn State) -> Response {
         let presplit = new.cuts.len() as u32 + 1;
+        let number = self.next_id;
         if let Some(known) = self.map.services.get(&new.name) {
             // A repeat of the request finds what it made.
-            if (known.replicas, known.presplit) == (new.replicas, presplit) {
+            if (known.replicas, known.presplit, known.dropping) == (new.replicas, presplit, None) {
                 return Response::Asked;
             }
             let text = format!("the service `{}` exists already; nothing was changed", new.name);
@@ -88,6 +89,9 @@ impl Directory {
             });
         }
         let service = ServiceInfo {
+            number,
+            dropping: None,
+            kept_because: String::new(),
             name: new.name.clone(),
             replicas: new.replicas,
             presplit,
@@ -100,7 +104,7 @@ impl Directory {
         Response::Asked
     }
 
-    fn allocate(&mut self) -> u64 {
+    pub(super) fn allocate(&mut self) -> u64 {
         self.next_id += 1;
         self.next_id - 1
     }

@@ -36,6 +36,8 @@ pub struct CatalogCommand {
 /// Versions of schemas by service, oldest first.
 #[derive(Debug, Default)]
 pub struct Catalog {
+    /// The newest revision at which a service was dropped: no later one is as low.
+    pub(super) dropped_at: u64,
     versions: BTreeMap<String, Vec<SchemaRecord>>,
 }
 
@@ -74,7 +76,13 @@ impl Catalog {
 
     /// Grows with every change of any schema.
     pub fn revision(&self) -> u64 {
-        self.newest().map(|schema| schema.revision).max().unwrap_or(0)
+        let newest = self.newest().map(|schema| schema.revision).max().unwrap_or(0);
+        newest.max(self.dropped_at)
+    }
+
+    /// Forgets a service's versions.
+    pub(super) fn forget(&mut self, service: &str) -> Vec<SchemaRecord> {
+        self.versions.remove(service).unwrap_or_default()
     }
 
     /// Judges new schemas: texts, versions, what they break, and whether all fit together.
@@ -182,6 +190,13 @@ impl Directory {
             let text = format!("there is no service `{}`; nothing was changed", record.schema.service);
             return Response::Error(WireError::new(Code::NoService, text));
         }
+        if let Some(dropping) = self.map.services.values().find(|service| service.dropping.is_some()) {
+            // What is written into a schema now might name it.
+            let text = format!("{} is being dropped; nothing was changed", dropping.name);
+            let mut error = WireError::new(Code::VersionConflict, text);
+            error.retry_after_ms = 200;
+            return Response::Error(error);
+        }
         if self.catalog.revision() != command.revision {
             let text = "the schemas were changed by somebody else in the meantime; nothing was changed";
             return Response::Error(WireError::new(Code::VersionConflict, text));
@@ -210,6 +225,6 @@ impl Directory {
     }
 }
 
-fn version_row(service: &str, version: u64) -> Vec<u8> {
+pub(super) fn version_row(service: &str, version: u64) -> Vec<u8> {
     [service.as_bytes(), &[0], &version.to_be_bytes()].concat()
 }

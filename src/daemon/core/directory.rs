@@ -68,6 +68,31 @@ pub enum DirectoryCommand {
     },
     /// A new service and its first shards.
     CreateService(NewService),
+    /// The shards of a service are to be closed, and then it goes.
+    BeginDrop {
+        /// Its name.
+        name: String,
+        /// Its number: another service of this name is not meant.
+        number: u64,
+        /// The catalogue's revision at which nobody named it.
+        revision: u64,
+    },
+    /// All shards are closed: the service goes.
+    FinishDrop {
+        /// Its name.
+        name: String,
+        /// The drop's number.
+        drop: u64,
+    },
+    /// The service stays, and its shards open again.
+    CancelDrop {
+        /// Its name.
+        name: String,
+        /// The drop's number.
+        drop: u64,
+        /// Why.
+        because: String,
+    },
     /// Schemas.
     Catalog(CatalogCommand),
     /// What an operator ordered.
@@ -124,7 +149,7 @@ pub struct Directory {
     pub history: History,
     pub(super) next_id: u64,
     /// Shards that were learnt since the rows were read, and the version that brought each.
-    learnt: BTreeMap<ShardId, u64>,
+    pub(super) learnt: BTreeMap<ShardId, u64>,
     /// The version as of which the rows were read.
     loaded: u64,
     /// The wall clock of the entry that is being applied. Unit: ms since 1970.
@@ -164,6 +189,7 @@ impl Directory {
                 Some(b'n') => codec::decode(value).map(|node| view.nodes.push(node)),
                 Some(b's') => codec::decode(value).map(|shard| view.shards.push(shard)),
                 Some(b'h') => codec::decode(value).map(|record| catalog.load(record)),
+                Some(b'd') => codec::decode(value).map(|dropped| view.dropped.push(dropped)),
                 Some(b'v') => codec::decode(value).map(|service| view.services.push(service)),
                 Some(b'e') => history.load(value),
                 Some(&table) => match policy::load(&mut view.policy, table, value) {
@@ -184,6 +210,12 @@ impl Directory {
             return Err(error);
         }
         let mut map = ShardMap::default();
+        catalog.dropped_at = view
+            .dropped
+            .iter()
+            .map(|(_, dropped)| dropped.revision)
+            .max()
+            .unwrap_or(0);
         view.schemas = catalog.newest().cloned().collect();
         map.learn(&view);
         Ok(Self {
@@ -215,8 +247,9 @@ impl Directory {
             leaders: Vec::new(),
             nodes: self.map.nodes.values().cloned().collect(),
             services: self.map.services.values().cloned().collect(),
+            dropped: self.map.view_dropped(),
             schemas,
-            policy: self.map.policy.clone(),
+            policy: Box::new(self.map.policy.clone()),
         }
     }
 
@@ -259,6 +292,9 @@ impl Directory {
             DirectoryCommand::ChangeNode { node, change, wall_ms } => self.change_node(*node, change, *wall_ms, state),
             DirectoryCommand::Dismiss { node, op, wall_ms } => self.dismiss(*node, *op, *wall_ms, state),
             DirectoryCommand::CreateService(new) => self.create_service(new, state),
+            DirectoryCommand::BeginDrop { name, number, revision } => self.begin_drop(name, *number, *revision, state),
+            DirectoryCommand::FinishDrop { name, drop } => self.finish_drop(name, *drop, state),
+            DirectoryCommand::CancelDrop { name, drop, because } => self.cancel_drop(name, *drop, because, state),
             DirectoryCommand::Catalog(command) => self.change_catalog(command, state),
             DirectoryCommand::Order { order, by } => self.obey(order, by, state),
             DirectoryCommand::ExpireMarks => {
@@ -290,6 +326,7 @@ impl Directory {
     /// Whether the directory has heard of this shard at this epoch or a later one.
     pub fn knows(&self, shard: &ShardDescriptor) -> bool {
         self.map.absorber(shard.id).is_some()
+            || self.map.is_dropped(shard)
             || self.map.shard(shard.id).map_or(Epoch(0), |known| known.epoch) >= shard.epoch
     }
 

@@ -8,6 +8,7 @@ pub mod changes;
 pub mod command;
 mod conductor;
 pub mod directory;
+mod dropping;
 pub mod effect;
 pub mod entity;
 pub mod event;

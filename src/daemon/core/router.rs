@@ -162,7 +162,8 @@ impl Node {
             key::check_service(index::parts(service).map_or(service, |(of, _)| of)).map_err(bad)?;
             if self.map.services.contains_key(service)
                 || self.map.find(&Position::new(service, "")).is_some()
-                || self.config.services.iter().any(|known| known.name == service)
+                || (self.config.services.iter().any(|known| known.name == service)
+                    && !self.map.dropped.contains_key(service))
             {
                 Ok(())
             } else {
@@ -1023,6 +1024,7 @@ fn allowed(principal: &Principal, request: &Request) -> Result<(), WireError> {
         | Request::SetService { .. }
         | Request::SetSchemas { .. }
         | Request::CreateService { .. }
+        | Request::DropService { .. }
         | Request::Order { .. }
         | Request::RegisterNode { .. } => Role::Admin,
     };
@@ -1051,6 +1053,7 @@ fn is_for_operator(request: &Request) -> bool {
             | Request::ShowSchemas { .. }
             | Request::SetSchemas { .. }
             | Request::CreateService { .. }
+            | Request::DropService { .. }
             | Request::Question(_)
             | Request::Order { .. }
     )
@@ -1074,6 +1077,7 @@ fn request_id(request: &Request) -> Option<RequestId> {
         | Request::SetService { id, .. }
         | Request::SetSchemas { id, dry_run: false, .. }
         | Request::CreateService { id, dry_run: false, .. }
+        | Request::DropService { id, dry_run: false, .. }
         | Request::Order { id, .. }
         | Request::AllocateIds { id, .. }
         | Request::RegisterNode { id, .. } => Some(*id),

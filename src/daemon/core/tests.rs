@@ -13,7 +13,7 @@ use super::state::{LogBatch, LogSeq, Recovered, State, StateError};
 use super::time::{Clock, Span, Time};
 use crate::protocol::error::{Code, WireError};
 use crate::protocol::id::{ClusterId, NodeId, RequestId, ShardId};
-use crate::protocol::key::Position;
+use crate::protocol::key::{KeyRange, Position, split_row_key};
 use crate::protocol::message::{Principal, Role};
 use crate::protocol::request::*;
 use crate::protocol::shard_map::{Membership, NodeInfo};
@@ -60,6 +60,14 @@ impl State for Rows {
     }
 }
 
+impl Rows {
+    /// In both spaces.
+    fn clear(&mut self, range: &KeyRange) {
+        let is_in = |key: &Bytes| split_row_key(key).is_some_and(|(position, _, _)| range.contains(&position));
+        self.0.retain(|key, _| !is_in(key));
+    }
+}
+
 struct Cluster {
     now: Time,
     nodes: BTreeMap<NodeId, (Node, Rows)>,
@@ -74,6 +82,7 @@ struct Cluster {
 
 mod absorbed;
 mod damage;
+mod dropping;
 mod operator;
 
 fn founders(count: u64) -> Vec<NodeInfo> {
@@ -178,7 +187,10 @@ impl Cluster {
     fn deliver(&mut self) {
         while let Some((to, input)) = self.inbox.pop_front() {
             let clock = self.clock();
-            let (node, rows) = self.nodes.get_mut(&to).expect("a member");
+            // A node that is away hears nothing.
+            let Some((node, rows)) = self.nodes.get_mut(&to) else {
+                continue;
+            };
             let mut effects = Effects::new();
             node.step(clock, input, rows, &mut effects);
             node.settle(clock, rows, &mut effects);
@@ -202,6 +214,13 @@ impl Cluster {
                     Effect::Checkpoint { .. } => {
                         self.checkpoints.push((to, self.now));
                         self.inbox.push_back((to, Input::Checkpointed));
+                    }
+                    Effect::Install(install) => {
+                        for range in &install.clear {
+                            rows.clear(range);
+                        }
+                        let shard = install.meta.shard.id;
+                        self.inbox.push_back((to, Input::Installed { shard }));
                     }
                     Effect::Halt { reason } => panic!("{to} halted: {reason}"),
                     _ => {}

@@ -41,9 +41,11 @@ impl Node {
                     self.map.learn_shard(&shard);
                     self.conductor.trouble.remove(&asked.shard);
                 }
+                (AskedKind::Look, response) => self.drop_looked(token, response),
+                (AskedKind::Close, Response::Error(error)) => self.close_refused(asked.shard, error),
                 (AskedKind::Split, response) => self.split_answered(asked.shard, response),
                 (AskedKind::Task, Response::Error(error)) => self.note_trouble(asked.shard, error),
-                (AskedKind::Task, _) => {
+                (AskedKind::Task | AskedKind::Close, _) => {
                     self.conductor.trouble.remove(&asked.shard);
                 }
             }

@@ -34,6 +34,7 @@ use crate::protocol::shard_map::{Membership, ReplicaDescriptor, ReplicaRole, Sha
 mod asking;
 mod curing;
 mod drained;
+mod dropping;
 mod ending;
 mod orders;
 mod planning;
@@ -103,6 +104,10 @@ pub(in crate::daemon::core) struct Conductor {
     frozen_since: BTreeMap<ShardId, Time>,
     /// Tasks that were taken back because their shards refuse them.
     laid_by: BTreeMap<ShardId, LaidBy>,
+    /// Those who wait to hear what is in the way of a drop.
+    drop_checks: Vec<dropping::DropCheck>,
+    /// Drops under way: since when they are seen, and what a shard has against it.
+    drops: BTreeMap<u64, (Time, Option<String>)>,
 }
 
 #[derive(Debug)]
@@ -118,6 +123,10 @@ enum AskedKind {
     Task,
     /// Looking for the middle of a shard, and cutting it there.
     Split,
+    /// Looking whether a shard has anything in it.
+    Look,
+    /// Closing a shard whose service is dropped.
+    Close,
 }
 
 #[derive(Debug, Clone)]
@@ -233,6 +242,7 @@ impl Node {
     pub(in crate::daemon::core) fn conduct(&mut self, state: &mut dyn State, effects: &mut Effects) {
         let now = self.clock.now;
         if !self.config.conducts || !self.leads_directory() {
+            self.dismiss_drop_checks(effects);
             if self.conductor.since.is_some() {
                 self.conductor = Conductor::default();
             }
@@ -255,6 +265,7 @@ impl Node {
         self.forget_laid_by();
         self.tend_tasks(state, effects);
         self.tend_splits(state, effects);
+        self.tend_drops(state, effects);
         self.remove_strays(state, effects);
         self.give_up_quarantined(state, effects);
         self.hand_over_drained(state, effects);

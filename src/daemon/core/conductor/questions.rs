@@ -124,6 +124,9 @@ impl Node {
                 Ok(_) if dry_run => Response::Asked,
                 Ok(new) => return self.propose_for(waiting, DirectoryCommand::CreateService(new)),
             },
+            Request::DropService {
+                name, number, dry_run, ..
+            } => return self.ask_drop(waiting, name, number, dry_run, effects),
             Request::ShowSchemas { service } => Response::Schemas(self.schema_records(service.as_deref())),
             Request::SetSchemas {
                 schemas,

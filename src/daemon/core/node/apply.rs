@@ -169,6 +169,12 @@ impl Node {
                 ..
             } => match hold::refusal(&replica.shard, context.shard_time_ms) {
                 Some(error) => Response::Error(error),
+                None if *into == DIRECTORY_SHARD
+                    && replica.shard.frozen.is_none()
+                    && let Some(error) = closing::what_is_left(&replica.shard, &*state)? =>
+                {
+                    Response::Error(error)
+                }
                 None => self.apply_freeze(replica, entry, *epoch, *into, *left_epoch, effects),
             },
             Command::Hold { for_ms, .. } => self.apply_hold(replica, *for_ms, context, effects),

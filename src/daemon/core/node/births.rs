@@ -48,6 +48,10 @@ impl Node {
             if !is_news || was_here {
                 continue;
             }
+            if self.has_dead_rows(&shard) {
+                self.births.wanted.push(shard);
+                continue;
+            }
             let mut meta = replica::first_meta(shard, 0);
             meta.replica = id;
             effects.push(Effect::Install(Box::new(Install {
@@ -58,6 +62,13 @@ impl Node {
             })));
             self.births.under_way.insert(meta.shard.id, meta);
         }
+    }
+
+    /// Whether copies of an earlier service of this name are still to be cleared away here.
+    fn has_dead_rows(&self, shard: &ShardDescriptor) -> bool {
+        let is_dead = |other: &Replica| other.is_initialized() && other.shard.range.overlaps(&shard.range);
+        self.map.dropped.contains_key(shard.range.service())
+            && (!self.burying.is_empty() || self.replicas.values().any(is_dead))
     }
 
     /// Whether what was installed is the beginning of a copy, which takes part from now on.

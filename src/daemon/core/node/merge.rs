@@ -12,6 +12,7 @@
 //! that to the right one, which serves again.
 use super::quarantine::note_damage;
 use super::{Node, PlantedBug, bad_merge, hold, stale_epoch};
+use crate::daemon::core::dropping::closed_for;
 use crate::daemon::core::effect::{Effect, Effects};
 use crate::daemon::core::event::Event;
 use crate::daemon::core::limits::{PARK_FOR, PENDING_REQUESTS_MAX};
@@ -19,7 +20,7 @@ use crate::daemon::core::replica::{Committed, Replica, Waiting};
 use crate::daemon::core::state::{LogBatch, LogSeq, State, StateError};
 use crate::daemon::core::time::{Span, Time};
 use crate::protocol::error::{Code, WireError};
-use crate::protocol::id::{Epoch, NodeId, ShardId};
+use crate::protocol::id::{DIRECTORY_SHARD, Epoch, NodeId, ShardId};
 use crate::protocol::key::{KeyRange, Position};
 use crate::protocol::message::Principal;
 use crate::protocol::request::{Request, Response};
@@ -41,6 +42,12 @@ pub(super) struct Parked {
 
 /// The error of a request to a shard that stands still.
 pub(in crate::daemon::core) fn frozen(shard: &ShardDescriptor) -> WireError {
+    if closed_for(shard).is_some() {
+        let text = format!("{} is being dropped with its service; nothing was changed", shard.id);
+        let mut error = WireError::new(Code::ShardFrozen, text);
+        error.retry_after_ms = 50;
+        return error;
+    }
     let into = shard
         .frozen
         .map_or_else(String::new, |frozen| format!(" into {}", frozen.into));
@@ -146,6 +153,9 @@ impl Node {
         left_epoch: Epoch,
     ) -> Result<(), WireError> {
         check_freeze(shard, epoch)?;
+        if into == DIRECTORY_SHARD {
+            return Ok(());
+        }
         match self.map.shard(into) {
             Some(left) if left.epoch > left_epoch => Err(stale_epoch(left, left_epoch)),
             Some(left) if left.epoch == left_epoch => neighbours(left, shard),

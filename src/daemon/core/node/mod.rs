@@ -34,6 +34,7 @@ mod apply;
 mod births;
 mod catch_up;
 mod clockwork;
+mod closing;
 mod copies;
 mod deliver;
 mod dispatch;

@@ -2,12 +2,12 @@
 //! their log.
 //!
 //! A copy is not needed when a descriptor of its shard that the directory has heard of does not name it, or when its
-//! shard was absorbed. The directory hears of a descriptor when a leader has it on disk that the change is committed, and
+//! shard was absorbed, or dropped with its service. The directory hears of a descriptor when a leader has it on disk that the change is committed, and
 //! answers every report that is out of date with its map.
 //!
 //! That a copy has applied its own removal is *not* enough: the others may not know yet that the change is committed, and
 //! need this copy's vote to elect a leader who finds out.
-use super::{Node, merge};
+use super::{Node, closing, merge};
 use crate::daemon::core::effect::{Effect, Effects};
 use crate::daemon::core::event::Event;
 use crate::daemon::core::node::PlantedBug;
@@ -61,13 +61,16 @@ impl Node {
         if since == Epoch(0) {
             return None;
         }
+        if replica.is_initialized() && self.told.is_dropped(shard) {
+            return Some(closing::DROPPED);
+        }
         if let Some(known) = self.told.shard(shard.id) {
             let removed = known.epoch >= since && known.replica(replica.id).is_none();
             return removed.then_some("a newer descriptor does not name it");
         }
         if !replica.is_initialized() {
             let gone = self.told.absorber(shard.id).is_some();
-            return gone.then_some("its shard was absorbed");
+            return gone.then_some("its shard is no more");
         }
         let holder = self.told.find(&shard.range.start)?;
         let is_here = |id: ShardId| self.replicas.get(&id).is_some_and(Replica::is_initialized);
@@ -160,7 +163,7 @@ impl Node {
         self.orphans.remove(&shard);
         self.condemned.remove(&shard);
         self.unknown_since.remove(&shard);
-        let is_absorbed = replica.shard.frozen.is_some() && why == merge::ABSORBED;
+        let is_absorbed = replica.shard.frozen.is_some() && (why == merge::ABSORBED || why == closing::DROPPED);
         self.dismiss_watchers(&replica, effects);
         let (harmless, unknown) = replica.take_waiting();
         let hint = self.hint_for(&replica.shard.range.start);

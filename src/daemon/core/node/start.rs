@@ -81,6 +81,9 @@ impl Node {
                 });
             }
             services.push(ServiceInfo {
+                number: 0,
+                dropping: None,
+                kept_because: String::new(),
                 name: service.name.clone(),
                 replicas: service.replicas,
                 presplit: service.cuts.len() as u32 + 1,
