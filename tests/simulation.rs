@@ -370,6 +370,46 @@ fn finds_a_ticket_of_years_ago() {
     finds(Bug::TakesAnyTicket, plan, &[Property::Once]);
 }
 
+/// A service is created, written, emptied and dropped over and over, under faults, splits and moves. What was acknowledged stays
+/// until it is deleted, whatever is ordered; what was dropped leaves nothing behind, and its name may be used again.
+#[test]
+fn services_come_and_go() {
+    let secs = variable("ISX_SIM_SECS", 30);
+    let (reports, failures) = sweep("services_come_and_go", seeds(20), |seed| Options {
+        visits: true,
+        ..options(seed, secs)
+    });
+    assert!(failures.is_empty(), "{failures:?}");
+    let dropped = reports.iter().map(|report| report.dropped).sum::<u64>();
+    println!("{dropped} drops in {} runs", reports.len());
+    assert!(dropped > reports.len() as u64, "{dropped}");
+}
+
+/// A planted bug: a service goes when nothing was found in it, whatever was written after that.
+#[test]
+fn finds_a_drop_of_what_was_written_meanwhile() {
+    let bug = Bug::ClosesUnseen;
+    for seed in 1..=variable("ISX_SIM_BUG_SEEDS", 30) {
+        let options = Options {
+            bug,
+            nodes: 3,
+            engine: Some(Engine::Model),
+            visits: true,
+            plan: Some(Plan::only(&[Fault::SlowNode])),
+            ..options(seed, 30)
+        };
+        match outcome(&options) {
+            Ok(_) => {}
+            Err((Some(Property::Lin | Property::Ver | Property::Drain | Property::Whole), text)) => {
+                println!("{bug:?} was found after {seed} seeds:\n{text}");
+                return;
+            }
+            Err((_, text)) => panic!("{bug:?} broke something else: {text}"),
+        }
+    }
+    panic!("nobody noticed {bug:?}");
+}
+
 /// A planted bug: after a split the right half does not know any more what its entities have had.
 #[test]
 fn finds_marks_that_do_not_follow_a_split() {

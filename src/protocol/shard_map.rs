@@ -202,6 +202,9 @@ pub struct Dropped {
     pub below: u64,
     /// Its schemas up to this revision are no more.
     pub revision: u64,
+    /// Shards of this name that are new begin here. Later than all that were: who has not heard of the drop yet takes a new
+    /// shard for the latest news of its keys, and not for one that an old shard has absorbed.
+    pub epoch: Epoch,
 }
 
 /// When a service's shards are split and merged without being asked.
@@ -342,6 +345,11 @@ impl ShardMap {
             .filter(|other| other.id != shard.id && other.range.overlaps(&shard.range))
             .map(|other| other.id)
             .collect()
+    }
+
+    /// The epoch at which a service's first shards begin.
+    pub fn first_epoch(&self, service: &str) -> Epoch {
+        self.dropped.get(service).map_or(Epoch(1), |dropped| dropped.epoch)
     }
 
     /// Whether the shard went with its service.

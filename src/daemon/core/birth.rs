@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 use super::directory::Directory;
 use super::state::State;
 use crate::protocol::error::{Code, WireError};
-use crate::protocol::id::{Epoch, NodeId, ReplicaId, ShardId};
+use crate::protocol::id::{NodeId, ReplicaId, ShardId};
 use crate::protocol::key::{KeyRange, Position};
 use crate::protocol::request::Response;
 use crate::protocol::shard_map::{
@@ -79,7 +79,7 @@ impl Directory {
                     start: pair[0].clone(),
                     end: pair[1].clone(),
                 },
-                epoch: Epoch(1),
+                epoch: self.map.first_epoch(&new.name),
                 newest_replica: replicas.iter().map(|replica| replica.id).max().unwrap_or_default(),
                 replicas,
                 frozen: None,

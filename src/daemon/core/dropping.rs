@@ -23,16 +23,23 @@ use crate::protocol::operator::ShardMarks;
 use crate::protocol::request::Response;
 use crate::protocol::shard_map::{Dropped, ServiceInfo, ShardDescriptor};
 
+/// The epoch that the directory has for shards that are closed for this drop. Its own descriptor never comes so far, and is
+/// no proof that a drop was given up.
+pub(super) fn epoch_of(drop: u64) -> Epoch {
+    Epoch(CLOSED + drop)
+}
+
+const CLOSED: u64 = 1 << 48;
+
 /// Whether a shard is closed for this drop.
 pub(super) fn is_closed_for(shard: &ShardDescriptor, drop: u64) -> bool {
-    let frozen = shard.frozen.map(|frozen| (frozen.into, frozen.left_epoch));
-    frozen == Some((DIRECTORY_SHARD, Epoch(drop)))
+    closed_for(shard) == Some(drop)
 }
 
 /// The drop that a shard is closed for.
 pub(super) fn closed_for(shard: &ShardDescriptor) -> Option<u64> {
     let frozen = shard.frozen.filter(|frozen| frozen.into == DIRECTORY_SHARD)?;
-    Some(frozen.left_epoch.0)
+    Some(frozen.left_epoch.0.saturating_sub(CLOSED))
 }
 
 impl Directory {
@@ -102,7 +109,9 @@ impl Directory {
             remove(state, b'h', &version_row(name, old.schema.version));
         }
         // One later than all schemas: what was judged while this service was there is judged anew.
+        let latest = shards.iter().map(|shard| shard.epoch.0).max().unwrap_or(0);
         let dropped = Dropped {
+            epoch: Epoch(latest + EPOCHS_UNHEARD_OF),
             below: self.next_id,
             revision: self.catalog.revision() + 1,
         };
@@ -145,3 +154,6 @@ fn gone(name: &str) -> WireError {
     let text = format!("the service `{name}` that was meant is no more; nothing was changed");
     WireError::new(Code::NoService, text)
 }
+
+/// A closed shard may have changed its copies some more times before it hears that it is no more. Unit: epochs.
+const EPOCHS_UNHEARD_OF: u64 = 10_000;

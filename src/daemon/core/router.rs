@@ -7,7 +7,7 @@ use super::entity;
 use super::entity::machine::{self, Context};
 use super::entity::{pair, schema};
 use super::limits::*;
-use super::node::{Forwarded, Node, PlantedBug, bad_split, busy, follow, hold, merge, stale_epoch};
+use super::node::{Forwarded, Node, PlantedBug, bad_split, busy, follow, hold, merge, old_child, stale_epoch};
 use super::replica::samples::Samples;
 use super::replica::{Read, Replica, Waiter, Waiting, role_name};
 use super::state::{State, StateError};
@@ -525,6 +525,8 @@ impl Node {
                     Some(error)
                 } else if descriptor.range.split(&at).is_none() {
                     Some(bad_split(&descriptor, &at))
+                } else if child <= descriptor.id {
+                    Some(old_child(&descriptor, child))
                 } else {
                     if let Some(replica) = self.replicas.get_mut(&shard) {
                         replica.propose(Command::Split { epoch, at, child, id }, waiting);

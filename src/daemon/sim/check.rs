@@ -8,7 +8,7 @@ use raft::eraftpb::Entry;
 
 use super::lin::{self, Moment, Operation, What};
 use crate::daemon::core::state::{LogBatch, LogSeq, ReplicaMeta};
-use crate::protocol::id::{Epoch, NodeId, ReplicaId, RequestId, ShardId};
+use crate::protocol::id::{DIRECTORY_SHARD, Epoch, NodeId, ReplicaId, RequestId, ShardId};
 use crate::protocol::key::KeyRange;
 use crate::protocol::request::{Change, Condition, Written};
 use crate::protocol::shard_map::ShardDescriptor;
@@ -425,6 +425,10 @@ pub struct Cover {
     newest: BTreeMap<ShardId, ShardDescriptor>,
     /// Shards that were absorbed. Copies may linger, and serve nothing.
     gone: BTreeSet<ShardId>,
+    /// Services that were dropped: shards with lower ids went with them.
+    ended: BTreeMap<String, u64>,
+    /// How often a service was dropped.
+    pub dropped: u64,
     changed: bool,
 }
 
@@ -440,7 +444,8 @@ impl Cover {
 
     /// Takes in what a replica has applied.
     pub fn learn(&mut self, node: NodeId, shard: &ShardDescriptor) -> Result<(), Violation> {
-        if self.gone.contains(&shard.id) {
+        let has_ended = |below: &u64| shard.id.0 < *below;
+        if self.gone.contains(&shard.id) || self.ended.get(shard.range.service()).is_some_and(has_ended) {
             return Ok(());
         }
         match self.newest.get(&shard.id) {
@@ -465,6 +470,31 @@ impl Cover {
                 Ok(())
             }
         }
+    }
+
+    /// A node says that a service was dropped, and with it its shards with ids below this one: all of them stand still for that.
+    pub fn let_go(&mut self, node: NodeId, service: &str, below: u64) -> Result<(), Violation> {
+        let known = self.ended.get(service).copied().unwrap_or(0);
+        if known >= below {
+            return Ok(());
+        }
+        self.ended.insert(service.to_owned(), below);
+        self.dropped += 1;
+        let is_of = |shard: &&ShardDescriptor| shard.range.service() == service && shard.id.0 < below;
+        let ended: Vec<ShardDescriptor> = self.newest.values().filter(is_of).cloned().collect();
+        for shard in ended {
+            if shard.frozen.is_none_or(|frozen| frozen.into != DIRECTORY_SHARD) {
+                let text = format!(
+                    "{node} says that {service} was dropped, and {} is not closed: {shard:?}",
+                    shard.id
+                );
+                return Err(Violation::new(Property::Cover, text));
+            }
+            self.newest.remove(&shard.id);
+            self.gone.insert(shard.id);
+        }
+        self.changed = true;
+        Ok(())
     }
 
     /// Judges the whole key space of `services`.

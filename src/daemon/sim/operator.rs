@@ -297,7 +297,9 @@ fn choose_merge(rng: &mut fastrand::Rng, shards: &[&ShardDescriptor], id: Reques
 
 /// What cleans up after whoever left a shard frozen.
 pub fn choose_thaw(map: &ShardMap, id: RequestId) -> Option<(Step, Request)> {
-    let right = Box::new(map.shards().find(|shard| shard.frozen.is_some())?.clone());
+    // What is closed for a drop only the conductor opens again.
+    let is_left = |shard: &&ShardDescriptor| shard.frozen.is_some_and(|frozen| frozen.into != DIRECTORY_SHARD);
+    let right = Box::new(map.shards().find(is_left)?.clone());
     let frozen = right.frozen?;
     let mut left = frozen.into;
     while let Some(absorber) = map.absorber(left) {

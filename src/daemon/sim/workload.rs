@@ -22,10 +22,13 @@ use crate::protocol::target::Target;
 
 mod budget;
 mod family;
+mod visits;
 pub use budget::{BUDGET_MAX, HOLDERS};
 use budget::{Budget, BudgetKind};
 pub use family::{CHILDREN, Combined, LOOSE, PARENTS, RARE, RARE_CHILDREN};
 use family::{FamilyClient, FamilyKind};
+pub use visits::{VISITED, VISITORS};
+use visits::{VisitKind, Visits};
 
 /// What clients have in common.
 #[derive(Debug, Clone)]
@@ -78,6 +81,16 @@ pub enum Mode {
     Budget,
     /// Draws combined objects, and changes of parents and children.
     Family,
+    /// Puts into a service that comes and goes, reads, and deletes what it has put.
+    Visits,
+    /// Looks at what it has put there a last time, deletes all, then is quiet.
+    VisitOut,
+    /// Creates that service and drops it, over and over.
+    Drops,
+    /// Drops it, then is quiet.
+    DropOut,
+    /// Creates it once more, sees that it is empty and takes a put, then is quiet.
+    ComeAgain,
     /// Draws splits, moves, merges and leader transfers.
     Operator,
     /// Takes back freezes that somebody left behind.
@@ -120,6 +133,7 @@ pub struct Client {
     pub watcher: Option<Watcher>,
     budget: Budget,
     family: FamilyClient,
+    visits: Visits,
     /// Combined objects that it has asked for.
     pub combined: Vec<Combined>,
     /// Everything it was told.
@@ -161,6 +175,7 @@ enum Kind {
     Mail,
     Budget(BudgetKind),
     Family(FamilyKind),
+    Visit(VisitKind),
     List {
         service: String,
         to: Position,
@@ -214,6 +229,7 @@ impl Client {
             watcher: None,
             budget: Budget::default(),
             family: FamilyClient::default(),
+            visits: Visits::default(),
             combined: Vec::new(),
             records: Vec::new(),
             sent: Vec::new(),
@@ -237,6 +253,7 @@ impl Client {
     /// Gives it other things to do from its next task on; call `wake` with `token` to start it.
     pub fn set_mode(&mut self, mode: Mode) -> u64 {
         self.mode = mode;
+        self.visits.begin_anew();
         self.token
     }
 
@@ -251,6 +268,7 @@ impl Client {
             && match &self.mode {
                 Mode::Quiet => true,
                 Mode::Read(left) => left.is_empty(),
+                Mode::VisitOut | Mode::DropOut | Mode::ComeAgain => self.visits.is_done,
                 Mode::WatchOut => self.watcher.as_ref().is_none_or(Watcher::is_done),
                 _ => false,
             }
@@ -435,6 +453,10 @@ impl Client {
                 self.take_budget(kind, &task.request, response, now)?;
                 Ok(Next::Done)
             }
+            (&Kind::Visit(kind), response) => {
+                self.take_visit(kind, &task.request, response, now)?;
+                Ok(Next::Done)
+            }
             (&Kind::Family(kind), response) => {
                 self.take_family(kind, &task.request, response)?;
                 Ok(Next::Done)
@@ -556,6 +578,13 @@ impl Client {
                     error.code,
                     Code::StaleEpoch | Code::BadSplit | Code::NoSuchShard | Code::BadTarget
                 ) =>
+            {
+                Ok(Next::Done)
+            }
+            // The service was dropped meanwhile.
+            (Kind::Split, Response::Error(error))
+                if error.code == Code::NoService
+                    && position_of_split(&task.request).is_some_and(|service| service == VISITED) =>
             {
                 Ok(Next::Done)
             }
@@ -720,6 +749,8 @@ impl Client {
             Mode::Messages => self.start_messages(now, moment, stage, acts),
             Mode::Budget => self.start_budget(now, moment, stage, acts),
             Mode::Family => self.start_family(now, moment, stage, acts),
+            Mode::Visits | Mode::VisitOut => self.start_visit(now, moment, stage, acts),
+            Mode::Drops | Mode::DropOut | Mode::ComeAgain => self.start_drop(now, moment, stage, acts),
         }
     }
 
@@ -1164,6 +1195,13 @@ fn list(from: Position, to: Position, documents: bool, limit: u32) -> Request {
         to,
         limit,
         documents,
+    }
+}
+
+fn position_of_split(request: &Request) -> Option<&str> {
+    match request {
+        Request::SplitShard { at, .. } => Some(at.parts().0),
+        _ => None,
     }
 }
 

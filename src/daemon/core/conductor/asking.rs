@@ -26,8 +26,10 @@ impl Node {
         self.asked(waiting, principal, request, 0, state, effects);
     }
 
+    /// Whether something is asked of a shard that changes it: a look stands in nobody's way.
     pub(super) fn is_asked(&self, shard: ShardId) -> bool {
-        self.conductor.asked.values().any(|asked| asked.shard == shard)
+        let changes = |asked: &Asked| asked.shard == shard && asked.kind != AskedKind::Look;
+        self.conductor.asked.values().any(changes)
     }
 
     pub(super) fn take_answers(&mut self) {

@@ -1,7 +1,7 @@
 //! Dropping services: what is in the way, and closing their shards one after the other; the protocol is told in
 //! `core::dropping`.
 use super::*;
-use crate::daemon::core::dropping::{closed_for, is_closed_for};
+use crate::daemon::core::dropping::{closed_for, epoch_of, is_closed_for};
 use crate::protocol::schema::{Schema, index};
 
 /// Somebody who waits to hear what is in the way.
@@ -97,7 +97,8 @@ impl Node {
         let of_name = self.map.shards().filter(|shard| is_of(shard, &name));
         let shards: Vec<ShardDescriptor> = of_name.cloned().collect();
         let open: Vec<&ShardDescriptor> = shards.iter().filter(|shard| !is_closed_for(shard, drop)).collect();
-        if open.is_empty() {
+        // That is refused where the directory does not know of all of them.
+        if open.is_empty() && !is_late {
             return self.propose_own(FINISH_TOPIC | drop, DirectoryCommand::FinishDrop { name, drop });
         }
         let trouble = |shard: &ShardDescriptor| {
@@ -109,7 +110,11 @@ impl Node {
                 DROP_FOR.as_millis() / 1_000
             )
         };
-        if let Some(because) = refusal.or_else(|| is_late.then(|| trouble(open[0]))) {
+        let late = || {
+            open.first()
+                .map_or_else(|| NOT_ALL_KNOWN.to_owned(), |shard| trouble(shard))
+        };
+        if let Some(because) = refusal.or_else(|| is_late.then(late)) {
             let command = DirectoryCommand::CancelDrop { name, drop, because };
             return self.propose_own(CANCEL_TOPIC | drop, command);
         }
@@ -122,7 +127,7 @@ impl Node {
                 shard: shard.id,
                 epoch: shard.epoch,
                 into: DIRECTORY_SHARD,
-                left_epoch: Epoch(drop),
+                left_epoch: epoch_of(drop),
                 id: step_id(OpId(drop), shard.id, shard.epoch),
             };
             self.conductor_ask(shard.id, AskedKind::Close, request, state, effects);
@@ -164,7 +169,7 @@ impl Node {
                 continue;
             }
             let mut proof = Box::new(proof.clone());
-            proof.epoch = Epoch(drop + 1);
+            proof.epoch = epoch_of(drop + 1);
             let id = step_id(OpId(drop), shard, epoch);
             self.conductor_ask(
                 shard,
@@ -387,5 +392,6 @@ const LOOK_FOR: Span = Span::secs(3);
 const DROP_CHECKS_MAX: usize = 16;
 /// Shards close within milliseconds where all is well; what is closed serves nobody.
 const DROP_FOR: Span = Span::secs(10);
+const NOT_ALL_KNOWN: &str = "not all of its shards were known to be closed in time";
 const FINISH_TOPIC: u64 = 2 << 40;
 const CANCEL_TOPIC: u64 = 3 << 40;

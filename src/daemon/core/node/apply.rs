@@ -171,6 +171,7 @@ impl Node {
                 Some(error) => Response::Error(error),
                 None if *into == DIRECTORY_SHARD
                     && replica.shard.frozen.is_none()
+                    && self.config.planted != PlantedBug::ClosesUnseen
                     && let Some(error) = closing::what_is_left(&replica.shard, &*state)? =>
                 {
                     Response::Error(error)
@@ -237,6 +238,9 @@ impl Node {
         let Some((left, right)) = replica.shard.range.split(at) else {
             return Response::Error(bad_split(&replica.shard, at));
         };
+        if child <= replica.shard.id {
+            return Response::Error(old_child(&replica.shard, child));
+        }
         self.let_linger(replica.shard.id, &right);
         let epoch = Epoch(replica.shard.epoch.0 + 1);
         let right = ShardDescriptor {

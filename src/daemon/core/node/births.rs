@@ -28,7 +28,8 @@ impl Node {
     pub(super) fn note_births(&mut self, shards: &[ShardDescriptor]) {
         let me = self.config.node;
         let begins = |shard: &&ShardDescriptor| {
-            shard.epoch == Epoch(1) && shard.id.0 >= FIRST_ALLOCATED_ID && shard.replica_on(me).is_some()
+            let is_first = shard.epoch == self.map.first_epoch(shard.range.service());
+            is_first && shard.id.0 >= FIRST_ALLOCATED_ID && shard.replica_on(me).is_some()
         };
         self.births.wanted.extend(shards.iter().filter(begins).cloned());
     }

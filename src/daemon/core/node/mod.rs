@@ -160,6 +160,8 @@ pub enum PlantedBug {
     CountsTheLost,
     /// Batches of messages are numbered from one on in each life of a node.
     NamesBatchesAgain,
+    /// A shard whose service is dropped is closed without a look at what is in it by then.
+    ClosesUnseen,
 }
 
 /// A service of a new cluster.
@@ -939,6 +941,16 @@ pub(super) fn bad_split(shard: &ShardDescriptor, at: &Position) -> WireError {
         Code::BadSplit,
         format!("{at} is not inside {} {}; nothing was changed", shard.id, shard.range),
     )
+}
+
+/// The refusal of a split whose right half would be taken for a shard from before: where a service was dropped and another one
+/// has its name, older shards of that name are no more.
+pub(super) fn old_child(shard: &ShardDescriptor, child: ShardId) -> WireError {
+    let text = format!(
+        "{child} is not younger than {}, which it is to be split from; nothing was changed",
+        shard.id
+    );
+    WireError::new(Code::BadSplit, text)
 }
 
 /// Times in one turn that messages are sent and what comes of it on this node is settled.

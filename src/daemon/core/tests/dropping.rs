@@ -1,5 +1,6 @@
 //! Services that are dropped: only where nothing needs them, all of them or nothing, and for good.
 use super::*;
+use crate::daemon::core::dropping::epoch_of;
 use crate::protocol::id::{DIRECTORY_SHARD, Epoch};
 use crate::protocol::message::Message;
 use crate::protocol::op::{Goal, Scope, Settings};
@@ -176,7 +177,7 @@ fn an_empty_service_goes_for_good_and_its_name_may_be_used_again() {
         shard: shards[0].id,
         epoch: shards[0].epoch,
         into: DIRECTORY_SHARD,
-        left_epoch: Epoch(7),
+        left_epoch: epoch_of(7),
         id: RequestId(8),
     };
     assert!(matches!(cluster.ask(1, late), Response::Error(_)));
@@ -341,7 +342,7 @@ fn a_shard_with_something_left_in_it_is_not_closed_and_the_others_open_again() {
         shard: first.id,
         epoch,
         into: DIRECTORY_SHARD,
-        left_epoch: Epoch(kept.number - 1),
+        left_epoch: epoch_of(kept.number - 1),
         id: RequestId(10),
     };
     assert!(matches!(cluster.ask(1, close(Epoch(1))), Response::Error(_)));

@@ -21,6 +21,9 @@ impl World {
             return self.judge_wiped(machine);
         }
         let id = owner.id;
+        for (name, dropped) in &process.node.map().dropped {
+            self.cover.let_go(id, name, dropped.below)?;
+        }
         let mut result = Ok(());
         let (lead, log, cover, elections) = (&mut self.lead, &mut self.log, &mut self.cover, &mut self.elections);
         let repl = &mut self.repl;

@@ -2,7 +2,7 @@
 //! delays and faults, and lets the checkers look after every round.
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
-use std::ops::ControlFlow;
+use std::ops::{ControlFlow, Range};
 
 use bytes::Bytes;
 
@@ -19,7 +19,7 @@ use super::network::{Network, Place};
 use super::schedule::Schedule;
 use super::trace::{BriefResponse, Trace};
 use super::watch::Watcher;
-use super::workload::{Client, HOT_KEYS, Mode, Stage};
+use super::workload::{Client, HOT_KEYS, Mode, Stage, VISITED, VISITORS};
 use crate::daemon::core::input::{Input, SessionId};
 use crate::daemon::core::node::{Hibernation, NodeConfig, PlantedBug, ServiceConfig};
 use crate::daemon::core::state::{LogSeq, State, StoreIdentity};
@@ -40,6 +40,7 @@ mod loss;
 mod manual;
 mod post;
 mod trouble;
+mod visits;
 
 use inspect::replicas;
 use loss::Loss;
@@ -100,6 +101,8 @@ pub enum Bug {
     CountsTheLost,
     /// Batches of messages are numbered from one on in each life of a node.
     NamesBatchesAgain,
+    /// A service goes when nothing was found in it, whatever was written after that.
+    ClosesUnseen,
 }
 
 /// What a run is like.
@@ -121,6 +124,8 @@ pub struct Options {
     pub families: bool,
     /// Some of their fields have indexes.
     pub indexes: bool,
+    /// A service comes and goes.
+    pub visits: bool,
     /// Print every line to standard error.
     pub print: bool,
 }
@@ -137,6 +142,7 @@ impl Options {
             bug: Bug::None,
             families: false,
             indexes: false,
+            visits: false,
             print: false,
         }
     }
@@ -189,6 +195,8 @@ pub struct Report {
     pub lost: bool,
     /// How often one with an empty disk was turned away.
     pub turned_away: u64,
+    /// How often a service was dropped.
+    pub dropped: u64,
 }
 
 /// A run that broke a promise.
@@ -223,6 +231,8 @@ pub struct World {
     clients: Vec<Client>,
     /// Number of the first of three clients that are quiet until the end.
     janitor: usize,
+    /// Clients of the service that comes and goes; the last one is its operator.
+    visitors: Range<usize>,
     stage: Stage,
     services: Vec<String>,
     trace: Trace,
@@ -396,10 +406,12 @@ impl World {
             Engine::Model
         };
         let engine = options.engine.unwrap_or(drawn_engine);
-        let plan = options
+        let mut plan = options
             .plan
             .clone()
             .unwrap_or_else(|| Plan::drawn(stream(options.seed, 1)));
+        // It is the conductor that closes the shards of what is dropped.
+        plan.conducts |= options.visits;
         let client_count = rng.usize(5..10);
         let operators = 1 + rng.usize(..2);
         let senders = 1 + rng.usize(..2);
@@ -413,8 +425,10 @@ impl World {
         // What other planted bugs do, those who follow changes see first; each is to be found by its own property.
         let follows = matches!(options.bug, Bug::None | Bug::SplitForgetsChanges);
         let watchers = quiet.end..quiet.end + if follows { services.len() } else { 0 };
-        let mut world = Self::bare(options, nodes, plan, watchers.end, trace);
+        let visitors = watchers.end..watchers.end + if options.visits { VISITORS } else { 0 };
+        let mut world = Self::bare(options, nodes, plan, visitors.end, trace);
         world.janitor = quiet.start;
+        world.visitors = visitors.clone();
         let cuts: &[&str] = [&[][..], &["h"], &["g", "p"]][rng.usize(..3)];
         world.make_machines(nodes, engine, cuts, 3.min(nodes as u32));
         for number in 0..client_count {
@@ -442,12 +456,20 @@ impl World {
             let service = services[number - quiet.end];
             world.clients.push(Client::watching(number + 1, seed, service));
         }
+        for number in visitors.clone() {
+            let mode = match number + 1 == visitors.end {
+                true => Mode::Drops,
+                false => Mode::Visits,
+            };
+            let seed = stream(options.seed, 100 + number as u64);
+            world.clients.push(Client::new(number + 1, seed, mode));
+        }
         for machine in 0..nodes {
             world
                 .schedule
                 .after(Span::millis(rng.u64(0..50)), Event::Start { machine });
         }
-        for client in (0..client_count).chain(watchers) {
+        for client in (0..client_count).chain(watchers).chain(visitors) {
             let token = world.clients[client].token();
             world
                 .schedule
@@ -473,6 +495,7 @@ impl World {
             machines: Vec::new(),
             clients: Vec::new(),
             janitor: 0,
+            visitors: 0..0,
             stage: Stage {
                 nodes: (1..=nodes as u64).map(NodeId).collect(),
                 keys,
@@ -611,6 +634,7 @@ impl World {
                     Bug::AdmitsTheWiped => PlantedBug::AdmitsTheWiped,
                     Bug::CountsTheLost => PlantedBug::CountsTheLost,
                     Bug::NamesBatchesAgain => PlantedBug::NamesBatchesAgain,
+                    Bug::ClosesUnseen => PlantedBug::ClosesUnseen,
                     Bug::None | Bug::AckBeforeSync | Bug::TrustsTheDisk | Bug::KeepsStaleChunks => PlantedBug::None,
                 },
             };
@@ -678,7 +702,8 @@ impl World {
             None => self.tell(janitor, Mode::Janitor),
         }
         let shards = self.cover.shards().filter(|shard| shard.id.0 != 0);
-        let starts = shards.map(|shard| {
+        let lasting = shards.filter(|shard| shard.range.service() != VISITED);
+        let starts = lasting.map(|shard| {
             let (service, key) = shard.range.start.parts();
             let key = key.filter(|key| !key.is_empty()).unwrap_or("!");
             (service.to_owned(), key.to_owned())
@@ -706,6 +731,7 @@ impl World {
             self.run_until(Property::CatchUp, HEALED, World::unhealed)?;
             self.tell(janitor, Mode::Janitor);
         }
+        self.end_visits()?;
         self.run_until(Property::CatchUp, Span::secs(20), World::half_done)?;
         self.drain_mail()?;
         if self.bug == Bug::SkipsAWrite {
@@ -721,7 +747,7 @@ impl World {
         })?;
         self.run_until(Property::CatchUp, BACK, World::laggard)?;
         let reader = prober + 1;
-        let watchers = reader + 1..self.clients.len();
+        let watchers = reader + 1..self.clients.len() - self.visitors.len();
         watchers.clone().for_each(|client| self.tell(client, Mode::WatchOut));
         self.run_until(Property::Back, BACK, |world| {
             let mut watchers = watchers.clone();
@@ -789,6 +815,7 @@ impl World {
             tentative: self.bank.count(),
             lost: self.lost.is_some(),
             turned_away: self.turned_away,
+            dropped: self.cover.dropped,
         }
     }
 
