@@ -162,7 +162,9 @@ fn an_empty_service_goes_for_good_and_its_name_may_be_used_again() {
     let again = cluster.shards_of(2, "click");
     assert_eq!(again.len(), 2);
     assert!(
-        again.iter().all(|new| shards.iter().all(|old| new.id > old.id)),
+        again
+            .iter()
+            .all(|new| shards.iter().all(|old| new.id > old.id && new.epoch > old.epoch)),
         "{again:?}"
     );
     match cluster.change(2, "a", put()) {

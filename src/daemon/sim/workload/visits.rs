@@ -1,6 +1,7 @@
 //! Clients of a service that comes and goes. Each puts entities of its own, every key once: what was acknowledged and not yet
 //! deleted by it must be there whatever the service's operator orders, and a key whose fate is not known is only cleared away.
 use super::*;
+use crate::protocol::operator::Order;
 
 /// What such a client remembers.
 #[derive(Debug, Default)]
@@ -18,6 +19,8 @@ pub(super) struct Visits {
     /// How far the service has come again.
     step: Step,
     pub(super) is_done: bool,
+    /// What was last in the way of a drop.
+    in_the_way: String,
     /// Where the next listing begins.
     from: Option<Position>,
 }
@@ -148,6 +151,10 @@ impl Client {
                 Step::Look => look(AGAIN.to_owned()),
             },
             _ if self.rng.bool() => (VisitKind::Map, Request::Map),
+            (Mode::DropOut, Some(_)) if let Some(rule) = self.rule_of_visits() => {
+                let (order, id) = (Order::RemoveRule(rule), self.request_id());
+                (VisitKind::Order, Request::Order { order, id })
+            }
             (_, Some(number)) => {
                 let drop = Request::DropService {
                     name: VISITED.to_owned(),
@@ -170,6 +177,18 @@ impl Client {
     fn list_visits(&mut self) -> Request {
         let from = self.visits.from.take().unwrap_or_else(|| Position::new(VISITED, ""));
         list(from, Position::end_of(VISITED), false, 50)
+    }
+
+    /// A placement rule that some operator has laid down for the service.
+    fn rule_of_visits(&self) -> Option<String> {
+        let mut rules = self.map.policy.rules.values();
+        let rule = rules.find(|rule| rule.service.as_deref() == Some(VISITED));
+        rule.map(|rule| rule.name.clone())
+    }
+
+    /// What was last in the way of a drop, as it was told.
+    pub fn in_the_way(&self) -> &str {
+        &self.visits.in_the_way
     }
 
     fn create(&mut self, cuts: &[&str]) -> Request {
@@ -249,7 +268,14 @@ impl Client {
                 self.visits.is_done = self.mode == Mode::DropOut && !is_there;
             }
             (VisitKind::Order, Response::Asked, _) => self.visits.step = Step::List,
-            (VisitKind::Order, Response::Error(error), _) if ORDER_REFUSED.contains(&error.code) => {}
+            (VisitKind::Order, Response::Told(_), _) => {}
+            (VisitKind::Order, Response::Error(error), _) if ORDER_REFUSED.contains(&error.code) => {
+                let blockers = error
+                    .blockers
+                    .iter()
+                    .map(|blocker| format!("{} {}", blocker.code, blocker.text));
+                self.visits.in_the_way = blockers.collect::<Vec<_>>().join(", ");
+            }
             (_, Response::Error(error), _) if REFUSED.contains(&error.code) => {}
             (_, response, request) => {
                 let text = format!("{request:?} was answered with {response:?}");
@@ -269,7 +295,13 @@ fn document_of(key: &str) -> Bytes {
     format!(r#"{{"v":"{key}"}}"#).into()
 }
 
-const ORDER_REFUSED: [Code; 4] = [Code::UnsafeOp, Code::Exists, Code::NoService, Code::VersionConflict];
+const ORDER_REFUSED: [Code; 5] = [
+    Code::UnsafeOp,
+    Code::Exists,
+    Code::NoService,
+    Code::VersionConflict,
+    Code::NoSuchRule,
+];
 const REFUSED: [Code; 4] = [Code::NoService, Code::NotFound, Code::DiskFull, Code::OutboxFull];
 const AGAIN: &str = "again";
 /// Longest time until every node has heard of a service, where nothing is wrong.

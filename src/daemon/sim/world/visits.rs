@@ -15,7 +15,7 @@ impl World {
         self.tell(operator, Mode::DropOut);
         let is_busy = |world: &World| !world.clients[operator].is_quiet();
         self.run_until(Property::CatchUp, DROPPED, |world| {
-            is_busy(world).then(|| format!("{VISITED} is not dropped"))
+            is_busy(world).then(|| format!("{VISITED} is not dropped: {}", world.clients[operator].in_the_way()))
         })?;
         visitors.clone().for_each(|client| self.tell(client, Mode::Quiet));
         self.run_until(Property::Back, Span::secs(30), |world| {
