@@ -148,6 +148,10 @@ impl Place {
                 "disk      ",
                 "time      ",
             ];
+            // How full the disk is may change between a plan and a look at it.
+            if line.contains("% at its fullest") && line.contains(" -> ") {
+                continue;
+            }
             match varying.iter().find(|prefix| line.starts_with(*prefix)) {
                 Some(prefix) => steady += &format!("{prefix}<varies>"),
                 None => steady += &words(line),
