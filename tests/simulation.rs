@@ -639,6 +639,29 @@ fn families_stay_whole() {
     assert!(combined > 20 * count, "only {combined} combined objects");
 }
 
+/// Families in which what is refused is parked, under all faults: each such message is parked once, with what it brought, and is
+/// there until somebody sends it again or gives it up; nothing is left of it then.
+#[test]
+fn what_is_refused_is_parked_once() {
+    let (first, count) = seeds(10);
+    let (reports, failures) = sweep("what_is_refused_is_parked_once", (first, count), |seed| Options {
+        families: true,
+        parks: true,
+        ..options(seed, variable("ISX_SIM_SECS", 30))
+    });
+    assert!(failures.is_empty(), "{failures:?} failed");
+    let sum = |at: usize| reports.iter().map(|report| report.parked[at]).sum::<u64>();
+    let (parked, again, given_up) = (sum(0), sum(1), sum(2));
+    println!("{count} seeds: {parked} messages parked, {again} sent again, {given_up} given up");
+    assert!(parked > 5 * count && again > count, "too little to tell");
+}
+
+/// A planted bug: after a split the right half does not know any more what its entities have parked.
+#[test]
+fn finds_parked_messages_that_do_not_follow_a_split() {
+    finds_in_families(Bug::SplitForgetsParked);
+}
+
 /// A planted bug: what a child feeds is counted twice.
 #[test]
 fn finds_an_aggregate_that_is_fed_twice() {
@@ -665,6 +688,7 @@ fn finds_in_families(bug: Bug) {
         let options = Options {
             bug,
             families: true,
+            parks: bug == Bug::SplitForgetsParked,
             nodes: 3,
             engine: Some(Engine::Model),
             plan: Some(Plan::only(&[])),

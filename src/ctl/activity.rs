@@ -16,7 +16,8 @@ use super::tentative::{Named, dash, named, now_ms};
 use super::{Ended, Environment, journal};
 use crate::client::{Client, ClientError, ListQuery};
 use crate::protocol::activity::{
-    ActivityAction, ActivityFilter, ActivityItem, ActivityView, Body, MessageView, PartnerView, Rejection, SendView,
+    ActivityAction, ActivityFilter, ActivityItem, ActivityView, Body, MessageView, ParkedView, PartnerView, Rejection,
+    SendView,
 };
 use crate::protocol::id::RequestId;
 use crate::protocol::key::{self, Position};
@@ -37,9 +38,13 @@ pub enum MessageCommand {
         /// Only what this one is sent: SERVICE/KEY, or a whole SERVICE
         #[arg(long, value_name = "RECEIVER")]
         with: Option<Side>,
-        /// Only pairs with messages pending, parked by somebody, with tentative operations, or whose session ends
+        /// Only pairs with messages pending, parked by somebody or refused and parked, with tentative operations, or whose
+        /// session ends
         #[arg(long, value_enum, value_delimiter = ',', value_name = "STATE,STATE")]
         state: Vec<Standing>,
+        /// The same as --state parked
+        #[arg(long, conflicts_with = "state")]
+        parked: bool,
         /// Only pairs whose oldest message has waited for so long
         #[arg(long, value_parser = span, value_name = "SPAN")]
         older_than: Option<Duration>,
@@ -57,13 +62,24 @@ pub enum MessageCommand {
         /// The other one, as SERVICE/KEY
         partner: Option<Named>,
     },
-    /// Send again now instead of when it would be due
-    Retry(Act),
+    /// Send now what would be due later, and again what was refused and is parked
+    #[command(
+        before_help = "Examples:\n  isxctl activity retry campaign/c-1 profile/p-17\n  isxctl activity retry campaign/c-1 profile/p-17 --message 1.41"
+    )]
+    Retry {
+        /// Which pair.
+        #[command(flatten)]
+        act: Act,
+        /// Only this one of those that were refused, as `activity show` names it
+        #[arg(long, value_name = "SESSION.NUMBER")]
+        message: Option<MessageName>,
+    },
     /// Stop sending; everything is kept until `unpark`
     Park(Act),
     /// Go on sending
     Unpark(Act),
-    /// Take the first message back that is not known to be applied, so that those behind it can go on
+    /// Give up the first message that was refused and is parked; where there is none, take the first one back that is not
+    /// known to be applied, so that those behind it can go on
     #[command(
         before_help = "Examples:\n  isxctl activity skip campaign/c-1 profile/p-17 --because 'p-17 can never take it' --confirm campaign/c-1"
     )]
@@ -105,6 +121,44 @@ pub struct Act {
     pub request_id: Option<RequestId>,
 }
 
+/// A message of a pair: its number in the open session, or session and number.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct MessageName {
+    /// The session, if it was named.
+    pub session: Option<u64>,
+    /// The number.
+    pub number: u64,
+}
+
+impl std::str::FromStr for MessageName {
+    type Err = String;
+    fn from_str(text: &str) -> Result<Self, String> {
+        let read = |text: &str| {
+            text.parse()
+                .map_err(|_| "a message is named 41, or 1.41 with its session".to_owned())
+        };
+        match text.split_once('.') {
+            Some((session, number)) => Ok(Self {
+                session: Some(read(session)?),
+                number: read(number)?,
+            }),
+            None => Ok(Self {
+                session: None,
+                number: read(text)?,
+            }),
+        }
+    }
+}
+
+impl std::fmt::Display for MessageName {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self.session {
+            Some(session) => write!(f, "{session}.{}", self.number),
+            None => write!(f, "{}", self.number),
+        }
+    }
+}
+
 /// An entity, or all of a service.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Side {
@@ -139,7 +193,7 @@ impl Side {
 pub enum Standing {
     /// Messages are not known to be applied
     Pending,
-    /// Sending was stopped
+    /// Sending was stopped, or messages that were refused are parked
     Parked,
     /// Tentative operations are open
     Tentative,
@@ -151,7 +205,7 @@ impl Standing {
     fn is(self, sends: &SendView) -> bool {
         match self {
             Standing::Pending => outstanding(sends) > 0,
-            Standing::Parked => sends.held.is_some(),
+            Standing::Parked => sends.held.is_some() || sends.parked > 0,
             Standing::Tentative => sends.open > 0,
             Standing::Closed => sends.closing,
         }
@@ -186,10 +240,14 @@ pub(super) async fn run(env: &Environment, command: MessageCommand) -> Ended {
         MessageCommand::List {
             of,
             with,
-            state,
+            mut state,
+            parked,
             older_than,
             limit,
         } => {
+            if parked {
+                state.push(Standing::Parked);
+            }
             let wanted = Wanted {
                 of,
                 with,
@@ -204,7 +262,7 @@ pub(super) async fn run(env: &Environment, command: MessageCommand) -> Ended {
             partner: Some(partner),
         } => show_pair(env, &entity.position(), &partner.position()).await,
         MessageCommand::Show { entity, partner: None } => show_entity(env, &entity.position()).await,
-        MessageCommand::Retry(act) => change(env, &act, "retry", ActivityAction::Retry).await,
+        MessageCommand::Retry { act, message } => retry(env, &act, message).await,
         MessageCommand::Park(act) => change(env, &act, "park", ActivityAction::Park).await,
         MessageCommand::Unpark(act) => change(env, &act, "unpark", ActivityAction::Unpark).await,
         MessageCommand::Skip { act, confirm } => take_back(env, &act, None, confirm.as_deref()).await,
@@ -394,14 +452,11 @@ async fn list(env: &Environment, wanted: Wanted) -> Ended {
             sends.oldest_ms.map_or_else(|| "-".to_owned(), age),
             sends.attempts.to_string(),
             next_try(sends),
-            dash(reason(sends)),
+            dash(&reason(sends)),
             sends.session.to_string(),
             sends.acked.to_string(),
             sends.open.to_string(),
-            sends
-                .held
-                .as_ref()
-                .map_or_else(|| "-".to_owned(), |(_, since)| timestamp(*since)),
+            parked_since(sends).map_or_else(|| "-".to_owned(), timestamp),
         ];
         let mut object = json!({"entity": named(&item.from), "partner": named(&item.to)});
         extend(&mut object, sends_json(sends));
@@ -432,16 +487,26 @@ fn next_try(sends: &SendView) -> String {
     }
 }
 
-fn reason(sends: &SendView) -> &str {
-    sends.held.as_ref().map_or("", |(by, _)| by)
+/// Why something of it is parked.
+fn reason(sends: &SendView) -> String {
+    match (&sends.held, &sends.refused) {
+        (Some((by, _)), _) => by.clone(),
+        (None, Some((why, _))) => format!("{} refused: {why}", sends.parked),
+        (None, None) => String::new(),
+    }
+}
+
+fn parked_since(sends: &SendView) -> Option<u64> {
+    let since = sends.held.as_ref().or(sends.refused.as_ref());
+    since.map(|(_, since)| *since)
 }
 
 fn sends_json(sends: &SendView) -> Value {
     json!({"state": state(sends), "session": sends.session, "unacked": outstanding(sends), "acked": sends.acked,
            "nextNumber": sends.next, "oldest": sends.oldest_ms.map(timestamp), "tries": sends.attempts,
            "nextTryMs": sends.retry_in_ms, "tentative": sends.open, "closing": sends.closing,
-           "reason": sends.held.as_ref().map(|(by, _)| by),
-           "parkedSince": sends.held.as_ref().map(|(_, since)| timestamp(*since))})
+           "refusedParked": sends.parked, "reason": Some(reason(sends)).filter(|reason| !reason.is_empty()),
+           "parkedSince": parked_since(sends).map(timestamp)})
 }
 
 fn extend(object: &mut Value, with: Value) {
@@ -491,7 +556,7 @@ async fn show_entity(env: &Environment, entity: &Position) -> Ended {
             or_dash(had.map(|(_, last, _)| last.to_string())),
             or_dash(sends.map(|sends| sends.session.to_string())),
             or_dash(had.map(|(session, _, _)| session.to_string())),
-            dash(sends.map_or("", reason)),
+            dash(&sends.map_or_else(String::new, reason)),
         ];
         let object = json!({"partner": named(&pair.with), "state": sends.map_or("idle", state),
                             "unacked": sends.map_or(0, outstanding), "oldest": oldest.map(timestamp),
@@ -588,6 +653,10 @@ impl Direction {
         self.near.as_ref().map_or(&[], |view| &view.messages)
     }
 
+    fn parked(&self) -> &[ParkedView] {
+        self.near.as_ref().map_or(&[], |view| &view.parked)
+    }
+
     fn rejections(&self) -> Vec<&Rejection> {
         let all = self.near.as_ref().map_or(&[][..], |view| &view.rejections);
         all.iter().filter(|rejection| rejection.by == self.to).collect()
@@ -657,6 +726,23 @@ impl Direction {
         if hidden > 0 {
             text += &format!("  and {hidden} messages more\n");
         }
+        for parked in self.parked() {
+            text += &format!(
+                "  msg {}.{}   {}   refused, parked   {}   {}   {}\n",
+                parked.session,
+                parked.number,
+                parked.body.action(),
+                output::span(now.saturating_sub(parked.wall_ms)),
+                brings(&parked.body),
+                parked.reason
+            );
+        }
+        let hidden = sends
+            .map_or(0, |sends| sends.parked as usize)
+            .saturating_sub(self.parked().len());
+        if hidden > 0 {
+            text += &format!("  and {hidden} more that were refused and are parked\n");
+        }
         let refused = self.rejections();
         if !refused.is_empty() {
             text += &rejections_text("  refused, the latest", &refused, false).replace("\n  msg", "\n    msg");
@@ -684,12 +770,21 @@ impl Direction {
             })
             .collect();
         let had = self.far.as_ref().ok().and_then(Option::as_ref);
+        let parked: Vec<Value> = self
+            .parked()
+            .iter()
+            .map(|parked| {
+                json!({"message": format!("{}.{}", parked.session, parked.number), "action": parked.body.action(),
+                       "code": parked.code.to_string(), "reason": parked.reason, "at": timestamp(parked.wall_ms),
+                       "brings": brings(&parked.body)})
+            })
+            .collect();
         json!({
             "from": named(&self.from), "to": named(&self.to), "sender": self.sends().map(sends_json),
             "receiver": had.map(|(session, last, version)| json!({"session": session, "applied": last, "version": version})),
             "senderError": self.near.as_ref().err().map(ToString::to_string),
             "receiverError": self.far.as_ref().err().map(ToString::to_string),
-            "messages": outstanding, "rejections": self.rejections().into_iter().map(rejection_json).collect::<Vec<_>>(),
+            "messages": outstanding, "parked": parked, "rejections": self.rejections().into_iter().map(rejection_json).collect::<Vec<_>>(),
             "verdict": self.verdict.as_ref().map_or("not known", Verdict::word),
             "disagreements": match &self.verdict { Some(Verdict::Disagree(what)) => what.clone(), _ => Vec::new() },
         })
@@ -766,15 +861,15 @@ const BRINGS_CHARS_MAX: usize = 80;
 // --- changes ---------------------------------------------------------------------------------------------------
 
 /// The pair as its sender has it, or that there is none.
-async fn pair_of(client: &Client, act: &Act) -> Result<(SendView, Vec<MessageView>), CtlError> {
+async fn pair_of(client: &Client, act: &Act) -> Result<(SendView, ActivityView), CtlError> {
     let (from, to) = (act.entity.position(), act.partner.position());
     let view = pairs::view(client, &from, Some(&to), None, LIST_ITEMS_MAX).await?;
-    let sends = view.pairs.into_iter().next().and_then(|pair| pair.sends);
+    let sends = view.pairs.first().and_then(|pair| pair.sends.clone());
     let none = || {
         let text = format!("{} has no session open with {}", named(&from), named(&to));
         CtlError::new(exit::NOT_FOUND, text).next(format!("isxctl activity show {}", named(&from)))
     };
-    Ok((sends.ok_or_else(none)?, view.messages))
+    Ok((sends.ok_or_else(none)?, view))
 }
 
 async fn change(env: &Environment, act: &Act, verb: &'static str, action: ActivityAction) -> Ended {
@@ -795,27 +890,99 @@ async fn change(env: &Environment, act: &Act, verb: &'static str, action: Activi
     print_change(env, act, verb, None, &sends, id)
 }
 
-pub(super) async fn cancel(env: &Environment, act: &Act, number: u64, confirm: Option<&str>) -> Ended {
-    take_back(env, act, Some(number), confirm).await
+/// Tries again at once; one message that was refused, or all of them, are sent once more.
+async fn retry(env: &Environment, act: &Act, message: Option<MessageName>) -> Ended {
+    let Some(name) = message else {
+        return change(env, act, "retry", ActivityAction::Retry).await;
+    };
+    let client = env.connect().await?;
+    let done = async {
+        let (sends, view) = pair_of(&client, act).await?;
+        let (number, session) = (name.number, name.session.unwrap_or(sends.session));
+        let known = |parked: &&ParkedView| (parked.session, parked.number) == (session, number);
+        let Some(parked) = view.parked.iter().find(known) else {
+            let (from, to) = (named(&act.entity.position()), named(&act.partner.position()));
+            let text = format!("{from} has no message {session}.{number} that {to} refused and that is parked");
+            let see = format!("isxctl activity show {from} {to}");
+            return Err(CtlError::new(exit::NOT_FOUND, text).next(see));
+        };
+        let taken = Taken::of_parked(parked, ("sent again", "would be sent again"));
+        let id = match act.dry_run {
+            true => None,
+            false => Some(write(&client, act, ActivityAction::SendAgain { session, number }).await?),
+        };
+        Ok((sends, taken, id))
+    };
+    let done: Result<_, CtlError> = done.await;
+    client.close().await;
+    let (sends, taken, id) = done?;
+    print_change(env, act, "retry", Some(taken), &sends, id)
 }
 
-/// Takes a message back: the one of this number, or the first.
-async fn take_back(env: &Environment, act: &Act, number: Option<u64>, confirm: Option<&str>) -> Ended {
-    let verb = if number.is_some() { "cancel" } else { "skip" };
+pub(super) async fn cancel(env: &Environment, act: &Act, name: MessageName, confirm: Option<&str>) -> Ended {
+    take_back(env, act, Some(name), confirm).await
+}
+
+/// One message that something is done about.
+struct Taken {
+    session: u64,
+    number: u64,
+    body: Option<Body>,
+    /// What is done with it, and what would be.
+    words: (&'static str, &'static str),
+}
+
+impl Taken {
+    fn of_parked(parked: &ParkedView, words: (&'static str, &'static str)) -> Self {
+        Self {
+            session: parked.session,
+            number: parked.number,
+            body: Some(parked.body.clone()),
+            words,
+        }
+    }
+}
+
+/// Takes a message back, or gives one up that was refused: the one of this name, or the first.
+async fn take_back(env: &Environment, act: &Act, name: Option<MessageName>, confirm: Option<&str>) -> Ended {
+    let verb = if name.is_some() { "cancel" } else { "skip" };
     if act.because.is_empty() {
         let text = format!("{verb} takes a message back for ever: those who come later want a reason");
         return Err(CtlError::new(exit::USAGE, text).next("the same with --because TEXT"));
     }
     let client = env.connect().await?;
     let done = async {
-        let (sends, messages) = pair_of(&client, act).await?;
+        let (sends, view) = pair_of(&client, act).await?;
         let (from, to) = (act.entity.position(), act.partner.position());
-        let number = number.unwrap_or(sends.acked + 1);
-        let see = format!("isxctl activity show {} {}", named(&from), named(&to));
-        if number <= sends.acked || number >= sends.next {
-            let text = format!(
-                "{} has no message {number} outstanding for {}",
+        let is_open = |name: MessageName| name.session.is_none_or(|session| session == sends.session);
+        let is_it = |parked: &&ParkedView| match name {
+            None => true,
+            // A number alone is of the open session.
+            Some(name) => (parked.session, parked.number) == (name.session.unwrap_or(sends.session), name.number),
+        };
+        if let Some(parked) = view.parked.iter().find(is_it) {
+            let taken = Taken::of_parked(parked, ("given up", "would be given up"));
+            if act.dry_run {
+                return Ok((sends, taken, None));
+            }
+            let (session, number) = (parked.session, parked.number);
+            let what = format!(
+                "give up msg {session}.{number} ({}) from {} to {}",
+                parked.body.action(),
                 named(&from),
+                named(&to)
+            );
+            severe(env, &what, &named(&from), confirm)?;
+            let id = write(&client, act, ActivityAction::Drop { session, number }).await?;
+            return Ok((sends, taken, Some(id)));
+        }
+        let number = name.map_or(sends.acked + 1, |name| name.number);
+        let see = format!("isxctl activity show {} {}", named(&from), named(&to));
+        if number <= sends.acked || number >= sends.next || !name.is_none_or(is_open) {
+            let text = format!(
+                "{} has no message {} outstanding for {}",
+                named(&from),
+                name.map_or_else(|| number.to_string(), |name| name.to_string()),
                 named(&to)
             );
             return Err(CtlError::new(exit::NOT_FOUND, text).next(see));
@@ -830,11 +997,17 @@ async fn take_back(env: &Environment, act: &Act, number: Option<u64>, confirm: O
             );
             return Err(CtlError::new(exit::CONFLICT, text).next(see));
         }
-        let message = messages.into_iter().find(|message| message.number == number);
+        let message = view.messages.into_iter().find(|message| message.number == number);
+        let taken = Taken {
+            session: sends.session,
+            number,
+            body: message.map(|message| message.body),
+            words: ("taken back", "would be taken back"),
+        };
         if act.dry_run {
-            return Ok((sends, message, number, None));
+            return Ok((sends, taken, None));
         }
-        let what = message.as_ref().map_or("a message", |message| message.body.action());
+        let what = taken.body.as_ref().map_or("a message", Body::action);
         let what = format!(
             "take back msg {}.{number} ({what}) from {} to {}",
             sends.session,
@@ -844,12 +1017,12 @@ async fn take_back(env: &Environment, act: &Act, number: Option<u64>, confirm: O
         severe(env, &what, &named(&from), confirm)?;
         // By its number also where it is the first: another may be the first by the time this arrives.
         let id = write(&client, act, ActivityAction::Cancel { number }).await?;
-        Ok((sends, message, number, Some(id)))
+        Ok((sends, taken, Some(id)))
     };
     let done = done.await;
     client.close().await;
-    let (sends, message, number, id) = done?;
-    print_change(env, act, verb, Some((number, message)), &sends, id)
+    let (sends, taken, id) = done?;
+    print_change(env, act, verb, Some(taken), &sends, id)
 }
 
 async fn write(client: &Client, act: &Act, action: ActivityAction) -> Result<RequestId, CtlError> {
@@ -877,7 +1050,7 @@ fn print_change(
     env: &Environment,
     act: &Act,
     verb: &'static str,
-    taken: Option<(u64, Option<MessageView>)>,
+    taken: Option<Taken>,
     sends: &SendView,
     id: Option<RequestId>,
 ) -> Ended {
@@ -887,9 +1060,9 @@ fn print_change(
                                 "dryRun": act.dry_run, "because": act.because,
                                 "requestId": id.map(|id| id.to_string())});
         match &taken {
-            Some((number, message)) => {
-                object["message"] = json!(format!("{}.{number}", sends.session));
-                object["action"] = json!(message.as_ref().map(|message| message.body.action()));
+            Some(taken) => {
+                object["message"] = json!(format!("{}.{}", taken.session, taken.number));
+                object["action"] = json!(taken.body.as_ref().map(Body::action));
             }
             None => extend(&mut object, sends_json(sends)),
         }
@@ -897,19 +1070,15 @@ fn print_change(
     }
     let request = id.map_or_else(String::new, |id| format!("   request {id}"));
     match &taken {
-        Some((number, message)) => {
-            let what = message.as_ref().map_or_else(String::new, |message| {
-                format!("   {}   {}", message.body.action(), brings(&message.body))
-            });
-            let word = if act.dry_run {
-                "would be taken back"
-            } else {
-                "taken back"
-            };
-            let line = format!(
-                "{from} -> {to}   msg {}.{number}{what}   {word}{request}",
-                sends.session
-            );
+        Some(taken) => {
+            let what = taken
+                .body
+                .as_ref()
+                .map_or_else(String::new, |body| format!("   {}   {}", body.action(), brings(body)));
+            let (done, would) = taken.words;
+            let word = if act.dry_run { would } else { done };
+            let (session, number) = (taken.session, taken.number);
+            let line = format!("{from} -> {to}   msg {session}.{number}{what}   {word}{request}");
             env.print(&format!("{line}\n"))?;
         }
         None => {
@@ -1178,6 +1347,8 @@ mod tests {
             acked,
             closing: false,
             open: 0,
+            parked: 0,
+            refused: None,
             held: None,
             oldest_ms: (next > acked + 1).then_some(10_000),
             attempts: 0,
@@ -1200,7 +1371,7 @@ mod tests {
         pair.open = 1;
         assert_eq!(state(&pair), "pending");
         pair.held = Some(("ana: why".to_owned(), 0));
-        assert_eq!((state(&pair), reason(&pair)), ("parked", "ana: why"));
+        assert_eq!((state(&pair), reason(&pair).as_str()), ("parked", "ana: why"));
         assert!(Standing::Tentative.is(&pair) && Standing::Pending.is(&pair) && !Standing::Closed.is(&pair));
     }
 

@@ -104,8 +104,10 @@ const CODES: [(&str, &str); 15] = [
     ),
     (
         "MESSAGES_PARKED",
-        "Somebody stopped the sending from one entity to another. The messages are kept, and go on with `isxctl activity \
-         unpark`; new ones of the same pair wait behind them.",
+        "Somebody stopped the sending from one entity to another: the messages are kept, new ones of the same pair wait behind \
+         them, and `isxctl activity unpark` lets them go on. Or a receiver refused messages whose sender's schema says that such are \
+         parked: `isxctl activity show` says why; mend the cause, then `activity retry` sends them again, or `activity skip` \
+         gives one up. Those hold up nothing.",
     ),
     (
         "LINK_DOWN",

@@ -222,6 +222,8 @@ mod tests {
                 acked,
                 closing: false,
                 open: 0,
+                parked: 0,
+                refused: None,
                 held: None,
                 oldest_ms: None,
                 attempts: 0,

@@ -67,9 +67,9 @@ pub enum TentativeCommand {
         /// The operation's number, as `reserve` printed it
         #[arg(required_unless_present = "message", conflicts_with = "message")]
         operation: Option<u64>,
-        /// Take back this message instead, by its number as `activity show` prints it
+        /// Take back this message instead, or give it up if it was refused and is parked; named as `activity show` prints it
         #[arg(long, value_name = "N", requires = "because")]
-        message: Option<u64>,
+        message: Option<super::activity::MessageName>,
         /// Why the message is taken back
         #[arg(long, value_name = "TEXT", requires = "message")]
         because: Option<String>,

@@ -101,6 +101,8 @@ pub enum Body {
         code: Code,
         /// Why, for a person.
         reason: String,
+        /// What the message brought, where its sender parks what is refused.
+        returned: Option<Box<Body>>,
     },
     /// An operator took the message back before it was applied. It keeps its number and changes nothing.
     Cancelled {
@@ -167,11 +169,14 @@ pub struct PairView {
 
 /// Messages in one view of a pair.
 pub const PAIR_VIEW_MAX: usize = 64;
+/// Messages that were refused and parked which one `Retry` sends again.
+pub const SENT_AGAIN_MAX: usize = 1_000;
 
 /// What an operator does to what one entity has outstanding for another.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub enum ActivityAction {
-    /// Try again now instead of when it would be due.
+    /// Try again now instead of when it would be due; what was refused and parked is sent again, up to
+    /// [`SENT_AGAIN_MAX`] of them.
     Retry,
     /// Stop sending; everything is kept.
     Park,
@@ -182,8 +187,23 @@ pub enum ActivityAction {
         /// Its number.
         number: u64,
     },
-    /// Take the first message back that is not known to be applied, so that those behind it can go on.
+    /// Take the first message back that is not known to be applied, so that those behind it can go on. One that was refused
+    /// and parked comes before all others.
     Skip,
+    /// Send a message again that was refused and parked: as a new one, behind all others for the same receiver.
+    SendAgain {
+        /// The session that it was refused in.
+        session: u64,
+        /// Its number there.
+        number: u64,
+    },
+    /// Give up a message that was refused and parked.
+    Drop {
+        /// The session that it was refused in.
+        session: u64,
+        /// Its number there.
+        number: u64,
+    },
 }
 
 /// What an entity has to do with others.
@@ -203,6 +223,8 @@ pub struct ActivityView {
     pub rejections: Vec<Rejection>,
     /// Where one other entity was asked for: the messages outstanding for it, the first ones.
     pub messages: Vec<MessageView>,
+    /// And those that it refused and that are parked, the first ones.
+    pub parked: Vec<ParkedView>,
 }
 
 /// Two entities, seen from one of them.
@@ -229,6 +251,10 @@ pub struct SendView {
     pub closing: bool,
     /// Tentative operations open with the other entity.
     pub open: u32,
+    /// Messages that the other entity refused and that are parked.
+    pub parked: u32,
+    /// Why the first of them was refused, and when the sender heard of it, by its leader's wall clock. Unit: ms since 1970.
+    pub refused: Option<(String, u64)>,
     /// Who stopped the sending and why, and when by the leader's wall clock. Unit: ms since 1970.
     pub held: Option<(String, u64)>,
     /// When the oldest message outstanding was recorded, by the leader's wall clock. Unit: ms since 1970.
@@ -247,6 +273,23 @@ pub struct MessageView {
     /// How many messages caused one another up to this one.
     pub depth: u8,
     /// When it was recorded, by the leader's wall clock. Unit: ms since 1970.
+    pub wall_ms: u64,
+    /// What it asks for.
+    pub body: Body,
+}
+
+/// A message that was refused and is parked: kept until somebody sends it again or gives it up.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ParkedView {
+    /// The session that it was refused in.
+    pub session: u64,
+    /// Its number there.
+    pub number: u64,
+    /// Which refusal.
+    pub code: Code,
+    /// Why.
+    pub reason: String,
+    /// When the sender heard of it, by its leader's wall clock. Unit: ms since 1970.
     pub wall_ms: u64,
     /// What it asks for.
     pub body: Body,
@@ -272,7 +315,7 @@ pub enum ActivityFilter {
     All,
     /// Those with messages outstanding.
     Pending,
-    /// Those that an operator stopped.
+    /// Those that an operator stopped, and those with messages parked that were refused.
     Parked,
     /// Those with tentative operations open.
     Tentative,
@@ -280,11 +323,11 @@ pub enum ActivityFilter {
 
 impl ActivityFilter {
     /// Whether it wants a pair with so much outstanding.
-    pub fn wants(self, outstanding: u64, is_held: bool, open: u32) -> bool {
+    pub fn wants(self, outstanding: u64, is_parked: bool, open: u32) -> bool {
         match self {
             ActivityFilter::All => true,
             ActivityFilter::Pending => outstanding > 0,
-            ActivityFilter::Parked => is_held,
+            ActivityFilter::Parked => is_parked,
             ActivityFilter::Tentative => open > 0,
         }
     }
@@ -384,7 +427,12 @@ impl Body {
             Body::Attach { relation, values } => {
                 relation.len() + values.iter().map(|(name, _)| name.len() + 10).sum::<usize>()
             }
-            Body::Refused { action, reason, .. } => action.len() + reason.len() + 20,
+            Body::Refused {
+                action,
+                reason,
+                returned,
+                ..
+            } => action.len() + reason.len() + 20 + returned.as_ref().map_or(0, |body| body.size()),
             Body::Detach { field: text } | Body::Leave { relation: text } | Body::Cancelled { by: text } => text.len(),
             Body::Reserve { resource, .. } => resource.len() + 30,
             Body::Decided { reason, .. } => reason.len() + 30,

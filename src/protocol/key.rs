@@ -226,6 +226,8 @@ pub enum RowKind {
     Tentative = 6,
     /// The latest messages of an entity that their receivers refused.
     Rejected = 7,
+    /// A message that its receiver refused and that is parked; rest: the receiver, then the message's session and number.
+    Parked = 8,
     /// Work: how many messages an entity has outstanding.
     Tally = 16,
     /// Work: an entity's open session with one receiver; rest: the receiver.

@@ -3,6 +3,7 @@ use std::fmt;
 
 use bytes::Bytes;
 
+use crate::daemon::core::entity::message::{Fate, ParkNews};
 use crate::protocol::id::{NodeId, ReplicaId, ShardId};
 use crate::protocol::key::Position;
 use crate::protocol::shard_map::{ReplicaRole, ShardDescriptor};
@@ -145,6 +146,13 @@ pub enum Event {
         /// As it lies in the sender's rows.
         letter: Bytes,
     },
+    /// A message that was refused was parked, sent again or given up: told as `Message` is.
+    Parked {
+        /// The shard and the index of the entry.
+        at: (ShardId, u64),
+        /// Which, and what became of it.
+        news: ParkNews,
+    },
     /// A peer is not the one that is known, or has forgotten what it acknowledged.
     Refused {
         /// The peer.
@@ -262,6 +270,19 @@ impl fmt::Display for Event {
                     (true, true) => "refused",
                 };
                 write!(f, "message {session}.{number} from {from} to {to} {what}")
+            }
+            Event::Parked { news, .. } => {
+                let what = match news.fate {
+                    Fate::Parked => "parked",
+                    Fate::SentAgain => "sent again",
+                    Fate::Dropped => "given up",
+                };
+                let ParkNews { from, to, .. } = news;
+                write!(
+                    f,
+                    "message {}.{} from {from} to {to}, refused, is {what}",
+                    news.session, news.number
+                )
             }
             Event::Refused { node, why } => write!(f, "{node} is refused: {why}"),
             Event::Damage { shard, replica, why } => write!(f, "{shard} {replica} is damaged: {why}"),

@@ -1003,7 +1003,7 @@ fn allowed(principal: &Principal, request: &Request) -> Result<(), WireError> {
         Request::Write(Write {
             change:
                 Change::Activity {
-                    action: ActivityAction::Cancel { .. } | ActivityAction::Skip,
+                    action: ActivityAction::Cancel { .. } | ActivityAction::Skip | ActivityAction::Drop { .. },
                     ..
                 },
             ..

@@ -15,6 +15,10 @@ use crate::protocol::message::Message;
 use crate::protocol::request::RequestFrame;
 
 /// One thing to take in.
+#[expect(
+    clippy::large_enum_variant,
+    reason = "most reports are inputs: a box for each costs more than the room in a short queue"
+)]
 pub(super) enum Report {
     /// A client's stream is ready for requests.
     SessionOpened(Arc<Session>),

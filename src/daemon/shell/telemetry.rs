@@ -120,7 +120,7 @@ pub(super) fn tell(event: &Event) {
         Event::Dropped { from, why } => tracing::debug!(event = "dropped", %from, why, "{event}"),
         Event::Peer { node, alive } => tracing::info!(event = "peer", %node, alive, "{event}"),
         Event::Registered { node } => tracing::info!(event = "registered", %node, "{event}"),
-        Event::Message { .. } => tracing::trace!(event = "message", "{event}"),
+        Event::Message { .. } | Event::Parked { .. } => tracing::trace!(event = "message", "{event}"),
         Event::Refused { node, why } => tracing::error!(event = "refused", %node, why, "{event}"),
         Event::Damage { shard, replica, why } => {
             tracing::error!(event = "damage", %shard, %replica, why, "{event}");

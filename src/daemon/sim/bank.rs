@@ -233,6 +233,7 @@ mod tests {
         let letter = Letter {
             depth: 1,
             wall_ms: 0,
+            returns: false,
             body,
         };
         Event::Message {

@@ -19,9 +19,16 @@ use crate::protocol::key::{Position, RowKind, row_key};
 use crate::protocol::schema::{Document, Schema};
 
 /// The schemas of a run.
-pub fn schemas(seed: u64, indexes: bool) -> Vec<(String, String)> {
+pub fn schemas(seed: u64, indexes: bool, parks: bool) -> Vec<(String, String)> {
     let on_delete = ["cascade", "cascade", "detach", "refuse"][(seed % 4) as usize];
-    let campaign = CAMPAIGN.replace("ON_DELETE", on_delete);
+    let mut campaign = CAMPAIGN.replace("ON_DELETE", on_delete);
+    if parks {
+        campaign = campaign.replace(
+            r#"refused = { mark = "problem" }"#,
+            r#"refused = { mark = "problem", park = true }"#,
+        );
+        campaign += "refused = { park = true }\n";
+    }
     let mut schemas = vec![
         ("campaign".to_owned(), campaign),
         ("profile".to_owned(), PROFILE.to_owned()),
@@ -173,7 +180,9 @@ impl Family {
         };
         if !delivered {
             let name = (from.clone(), to.clone(), *session, *number);
-            if from.parts().1 == Some(RARE) && to.parts().0 == "profile" && self.recorded.insert(name) {
+            // One that can be parked may be sent again at any time.
+            let is_judged = from.parts().1 == Some(RARE) && to.parts().0 == "profile" && !letter.returns;
+            if is_judged && self.recorded.insert(name) {
                 self.acted(from, to, &letter.body)?;
             }
             return match &letter.body {

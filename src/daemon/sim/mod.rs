@@ -11,6 +11,7 @@ mod machine;
 pub mod mail;
 pub mod network;
 pub mod operator;
+pub mod parking;
 pub mod schedule;
 pub mod trace;
 pub mod watch;

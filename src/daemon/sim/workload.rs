@@ -25,7 +25,7 @@ mod family;
 mod visits;
 pub use budget::{BUDGET_MAX, HOLDERS};
 use budget::{Budget, BudgetKind};
-pub use family::{CHILDREN, Combined, LOOSE, PARENTS, RARE, RARE_CHILDREN};
+pub use family::{CHILDREN, Combined, LOOSE, PARENTS, RARE, RARE_CHILDREN, about};
 use family::{FamilyClient, FamilyKind};
 pub use visits::{VISITED, VISITORS};
 use visits::{VisitKind, Visits};
@@ -41,6 +41,8 @@ pub struct Stage {
     pub schemas: Vec<(String, String)>,
     /// Every shard judges by them.
     pub is_in_effect: bool,
+    /// Schemas have messages parked that are refused.
+    pub parks: bool,
     /// Rows go bad: what has one copy only would be lost, and rightly called so.
     pub rots: bool,
 }
@@ -99,6 +101,8 @@ pub enum Mode {
     Settle(VecDeque<Request>),
     /// Reads these entities, in order, each until it is answered; then is quiet.
     Read(VecDeque<(String, String)>),
+    /// Asks for these writes, in order, as an operator; then is quiet.
+    Mend(VecDeque<Write>),
     /// Follows the changes of a service.
     Watch,
     /// Reads all changes that there are, then is quiet.
@@ -228,8 +232,8 @@ impl Client {
             last_written: None,
             watcher: None,
             budget: Budget::default(),
-            family: FamilyClient::default(),
             visits: Visits::default(),
+            family: FamilyClient::new(seed),
             combined: Vec::new(),
             records: Vec::new(),
             sent: Vec::new(),
@@ -269,6 +273,7 @@ impl Client {
                 Mode::Quiet => true,
                 Mode::Read(left) => left.is_empty(),
                 Mode::VisitOut | Mode::DropOut | Mode::ComeAgain => self.visits.is_done,
+                Mode::Mend(left) => left.is_empty(),
                 Mode::WatchOut => self.watcher.as_ref().is_none_or(Watcher::is_done),
                 _ => false,
             }
@@ -717,6 +722,12 @@ impl Client {
                     acts,
                 );
             }
+            Mode::Mend(left) => {
+                let Some(mut write) = left.pop_front() else { return };
+                write.id = self.request_id();
+                let kind = Kind::Family(FamilyKind::Mend);
+                self.begin(now, moment, kind, Request::Write(write), Role::Admin, stage, acts);
+            }
             Mode::Operator => self.start_operator(now, moment, stage, acts),
             Mode::Watch | Mode::WatchOut => {
                 let Some(watcher) = &mut self.watcher else { return };
@@ -1150,7 +1161,7 @@ impl Client {
 
     fn rest(&mut self, now: Time, acts: &mut Vec<Act>) {
         let pause = match self.mode {
-            Mode::Read(_) | Mode::Quiet => 1,
+            Mode::Read(_) | Mode::Mend(_) | Mode::Quiet => 1,
             _ => self.rng.u64(1..=self.think_max.0),
         };
         self.wake_at(now + Span(pause), acts);

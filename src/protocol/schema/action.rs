@@ -73,12 +73,12 @@ impl Schema {
         self.actions.iter().filter(is_on).collect()
     }
 
-    /// The field that says so when an entity of `service` refuses what it was asked: `wanted` is the kind of message or
-    /// the name of the call.
-    pub fn mark_of(&self, service: &str, wanted: &str) -> Option<&str> {
+    /// What is done when an entity of `service` refuses what it was asked: the field that says so, and whether the message
+    /// is parked. `wanted` is the kind of message or the name of the call.
+    pub fn refusal_of(&self, service: &str, wanted: &str) -> (Option<&str>, bool) {
         let child = self.children.iter().find(|relation| relation.service == service);
         if let ("put", Some(relation)) = (wanted, child) {
-            return relation.mark.as_deref();
+            return (relation.mark.as_deref(), relation.park);
         }
         let is_to = |action: &&Action| {
             let parent = self.parents.iter().find(|relation| relation.field == action.to);
@@ -91,8 +91,9 @@ impl Schema {
             Does::Detach => wanted == "detach",
             Does::Call { name, .. } => wanted == name,
         };
-        let mut actions = self.actions.iter().filter(is_to).filter(is_it);
-        actions.find_map(|action| action.mark.as_deref())
+        // Those that can't be told apart have the same to say.
+        let action = self.actions.iter().filter(is_to).find(is_it);
+        action.map_or((None, false), |action| (action.mark.as_deref(), action.park))
     }
 
     /// The parents that a document names: field, service, key.

@@ -155,6 +155,8 @@ pub struct ChildRelation {
     pub on_delete: OnDelete,
     /// The field of the parent that says which child refused what it was put as, and why.
     pub mark: Option<String>,
+    /// What is refused is parked: kept until somebody sends it again or gives it up.
+    pub park: bool,
 }
 
 /// What a delete of the parent means for its children.
@@ -206,6 +208,8 @@ pub struct Action {
     pub does: Does,
     /// The field of the sender that says who refused and why.
     pub mark: Option<String>,
+    /// What is refused is parked: kept until somebody sends it again or gives it up.
+    pub park: bool,
 }
 
 /// A kind of change.

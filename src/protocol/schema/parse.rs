@@ -258,20 +258,24 @@ fn read_schema(table: Table, problems: &mut Vec<String>) -> Schema {
     top.table.remove("format");
     let service = top.text_required("service");
     let mut fields = top.named("fields", read_field);
-    let children = top.named("child_relation", |field, inner| ChildRelation {
-        field,
-        service: inner.text_required("service"),
-        key: inner.text("key").unwrap_or_else(|| "key".to_owned()),
-        on_delete: match inner.text("on_delete").as_deref() {
-            Some("cascade") => OnDelete::Cascade,
-            Some("refuse") => OnDelete::Refuse,
-            Some("detach") | None => OnDelete::Detach,
-            Some(other) => {
-                inner.problem("on_delete", format!("`{other}` is none of cascade, detach, refuse"));
-                OnDelete::Detach
-            }
-        },
-        mark: read_mark(inner),
+    let children = top.named("child_relation", |field, inner| {
+        let (mark, park) = read_refused(inner);
+        ChildRelation {
+            field,
+            service: inner.text_required("service"),
+            key: inner.text("key").unwrap_or_else(|| "key".to_owned()),
+            on_delete: match inner.text("on_delete").as_deref() {
+                Some("cascade") => OnDelete::Cascade,
+                Some("refuse") => OnDelete::Refuse,
+                Some("detach") | None => OnDelete::Detach,
+                Some(other) => {
+                    inner.problem("on_delete", format!("`{other}` is none of cascade, detach, refuse"));
+                    OnDelete::Detach
+                }
+            },
+            mark,
+            park,
+        }
     });
     let parents = top.named("parent_relation", |field, inner| ParentRelation {
         field,
@@ -460,7 +464,7 @@ fn read_action(inner: &mut Reader) -> Action {
         None if detach => Does::Detach,
         None => Does::Set { set, copy },
     };
-    let mark = read_mark(inner);
+    let (mark, park) = read_refused(inner);
     Action {
         name,
         on,
@@ -468,12 +472,21 @@ fn read_action(inner: &mut Reader) -> Action {
         to,
         does,
         mark,
+        park,
     }
 }
 
-/// `refused = { mark = "FIELD" }`.
-fn read_mark(inner: &mut Reader) -> Option<String> {
-    inner.one("refused", |inner| inner.text_required("mark"))
+/// `refused = { mark = "FIELD", park = true }`, either or both.
+fn read_refused(inner: &mut Reader) -> (Option<String>, bool) {
+    let read = inner.one("refused", |inner| {
+        let is_marked = inner.table.contains_key("mark");
+        let (mark, park) = (inner.text("mark"), inner.flag("park"));
+        if !is_marked && !park {
+            inner.problem("mark", "`mark = \"FIELD\"`, `park = true` or both are wanted");
+        }
+        (mark, park)
+    });
+    read.unwrap_or((None, false))
 }
 
 fn read_accept(inner: &mut Reader) -> Accept {
@@ -598,7 +611,7 @@ fn check(schema: &Schema, problems: &mut Vec<String>) {
                 (Does::Call { name, .. }, Does::Call { name: other, .. }) => name == other,
                 (one, other) => std::mem::discriminant(one) == std::mem::discriminant(other),
             };
-            other.to == action.to && same_call && other.mark != action.mark
+            other.to == action.to && same_call && (&other.mark, other.park) != (&action.mark, action.park)
         });
         if let Some(other) = twin {
             let text = format!(

@@ -580,3 +580,44 @@ fn a_refusal_marks_its_sender_once() {
     assert!(campaign.marked("problem", &text, &after).is_none());
     assert!(campaign.marked("budget", &text, &before).is_none());
 }
+
+#[test]
+fn a_schema_says_what_is_done_about_a_refusal() {
+    let campaign = Schema::parse(CAMPAIGN).expect("a schema");
+    assert_eq!(campaign.refusal_of("profile", "pause"), (Some("problem"), true));
+    assert_eq!(campaign.refusal_of("profile", "merge"), (Some("problem"), false));
+    assert_eq!(campaign.refusal_of("profile", "put"), (Some("problem"), false));
+    assert_eq!(campaign.refusal_of("profile", "delete"), (None, false));
+    let pause = "call = \"pause\"\ncopy = { reason = \"paused_because\" }\n";
+    let with = |refused: &str| {
+        let old = format!("{pause}refused = {{ mark = \"problem\", park = true }}");
+        assert!(CAMPAIGN.contains(&old));
+        CAMPAIGN.replacen(&old, &format!("{pause}refused = {refused}"), 1)
+    };
+    assert_eq!(parse_problems(&with("{ park = true }")), "");
+    assert_eq!(parse_problems(&with("{ mark = \"problem\", park = false }")), "");
+    for (refused, told) in [
+        (
+            "{}",
+            "refused.mark: `mark = \"FIELD\"`, `park = true` or both are wanted",
+        ),
+        (
+            "{ park = false }",
+            "refused.mark: `mark = \"FIELD\"`, `park = true` or both are wanted",
+        ),
+        ("{ park = \"yes\" }", "refused.park: \"yes\" is not true or false"),
+        (
+            "{ mark = \"budget\", park = true }",
+            "refused.mark: `budget` is no field that holds a string",
+        ),
+        ("{ parks = true }", "refused.parks"),
+    ] {
+        let problems = parse_problems(&with(refused));
+        assert!(problems.contains(told), "{refused}: {problems}");
+    }
+    // A refusal names what was wanted, so those that want the same must do the same about it.
+    let again = format!("[[action]]\nname = \"pause_more\"\non = [\"patch\"]\nto = \"profiles\"\n{pause}");
+    let twice = with("{ park = true }").replacen("[[action]]", &format!("{again}\n[[action]]"), 1);
+    let problems = parse_problems(&twice);
+    assert!(problems.contains("both need the same `refused`"), "{problems}");
+}

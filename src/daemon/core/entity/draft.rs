@@ -7,7 +7,7 @@ use bytes::Bytes;
 
 use super::head::SchemaMark;
 use super::machine::Context;
-use super::message::PairNews;
+use super::message::{Outgoing, PairNews, ParkNews};
 use crate::daemon::core::state::{State, StateError};
 use crate::protocol::activity::Body;
 use crate::protocol::error::{Code, WireError};
@@ -40,13 +40,15 @@ pub struct Draft<'a> {
     /// How long the entity lasts, if it is there afterwards.
     pub lasts: Lasts,
     /// Messages to be recorded, in order.
-    pub sends: Vec<(Position, Body)>,
+    pub sends: Vec<Outgoing>,
     /// Tentative operations with other entities, more or fewer.
     pub(super) opened: Vec<(Position, i32)>,
     pub(super) timers: Vec<(Bytes, Option<u64>)>,
     pub(super) rows: BTreeMap<Bytes, Option<Bytes>>,
     /// Pairs that an operator did something to.
     pub(super) pairs: Vec<PairNews>,
+    /// Messages that were parked and are not any more.
+    pub(super) parked: Vec<ParkNews>,
     state: &'a dyn State,
 }
 
@@ -96,6 +98,7 @@ impl<'a> Draft<'a> {
             timers: Vec::new(),
             rows: BTreeMap::new(),
             pairs: Vec::new(),
+            parked: Vec::new(),
             state,
         }
     }
@@ -126,7 +129,11 @@ impl<'a> Draft<'a> {
 
     /// Records a message.
     pub fn send(&mut self, to: Position, body: Body) {
-        self.sends.push((to, body));
+        self.sends.push(Outgoing {
+            to,
+            body,
+            returns: false,
+        });
     }
 
     /// One of the entity's rows, as it will be.

@@ -22,6 +22,11 @@ pub trait Rules {
         Vec::new()
     }
 
+    /// Whether a message is to be parked if its receiver refuses it.
+    fn parks(&self, _to: &Position, _body: &Body) -> bool {
+        false
+    }
+
     /// Whether the field has an index, and the value that the entity has in it, if any.
     fn indexed(&self, _field: &str, _draft: &Draft<'_>) -> Result<Option<Option<String>>, Stop> {
         Ok(None)

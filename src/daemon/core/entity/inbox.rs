@@ -120,7 +120,18 @@ fn take(
 ) -> Result<bool, StateError> {
     let Some(letter) = letter else {
         let error = WireError::new(Code::Internal, "the message can't be read");
-        tell(subject, parcel, number, "unreadable", error, 0, context, state, delta)?;
+        tell(
+            subject,
+            parcel,
+            number,
+            "unreadable",
+            None,
+            error,
+            0,
+            context,
+            state,
+            delta,
+        )?;
         return Ok(false);
     };
     let mut draft = subject.draft(context, letter.depth, state);
@@ -138,16 +149,20 @@ fn take(
             let from = parcel.from.to_string();
             let how = How::Message { from, number };
             subject.commit(decided, how, None, context, state, delta)?;
-            if let Body::Refused { .. } = &letter.body {
-                remember(parcel, &letter.body, context, state)?;
-            }
+            remember(subject, parcel, letter.body, context, state, delta)?;
             Ok(true)
         }
-        // Of what it is told itself an entity does not complain: there is no end to that.
-        Err(_) if matches!(letter.body, Body::Refused { .. } | Body::Cancelled { .. }) => Ok(false),
+        // Of what it is told itself an entity does not complain: there is no end to that. That it was told is remembered.
+        Err(_) if matches!(letter.body, Body::Refused { .. } | Body::Cancelled { .. }) => {
+            remember(subject, parcel, letter.body, context, state, delta)?;
+            Ok(false)
+        }
         Err(error) => {
-            let (action, depth) = (letter.body.action(), letter.depth);
-            tell(subject, parcel, number, action, error, depth, context, state, delta)?;
+            let (action, depth) = (letter.body.action().to_owned(), letter.depth);
+            let returned = letter.returns.then_some(letter.body);
+            tell(
+                subject, parcel, number, &action, returned, error, depth, context, state, delta,
+            )?;
             Ok(false)
         }
     }
@@ -177,7 +192,7 @@ fn decide(
         let text = format!("{} would have {} bytes", draft.position, document.len());
         return refuse(Code::TooLarge, text);
     }
-    outbox::check(draft, state)
+    outbox::check(rules, draft, state)
 }
 
 #[expect(clippy::too_many_arguments, reason = "what applying hands through")]
@@ -186,6 +201,7 @@ fn tell(
     parcel: &Parcel,
     number: u64,
     action: &str,
+    returned: Option<Body>,
     error: WireError,
     depth: u8,
     context: Context,
@@ -203,17 +219,32 @@ fn tell(
         action: action.to_owned(),
         code: error.code,
         reason,
+        returned: returned.map(Box::new),
     };
-    outbox::send(subject, vec![(parcel.from.clone(), body)], depth, context, state, delta).map(|_| ())
+    let told = Outgoing {
+        to: parcel.from.clone(),
+        body,
+        returns: false,
+    };
+    outbox::send(subject, vec![told], depth, context, state, delta).map(|_| ())
 }
 
-fn remember(parcel: &Parcel, body: &Body, context: Context, state: &mut dyn State) -> Result<(), StateError> {
+/// What a sender keeps of a refusal: that there was one, and the message itself if it is to be parked.
+fn remember(
+    subject: &mut Subject,
+    parcel: &Parcel,
+    body: Body,
+    context: Context,
+    state: &mut dyn State,
+    delta: &mut Delta,
+) -> Result<(), StateError> {
     let Body::Refused {
         session,
         number,
         action,
         code,
         reason,
+        returned,
     } = body
     else {
         return Ok(());
@@ -222,15 +253,22 @@ fn remember(parcel: &Parcel, body: &Body, context: Context, state: &mut dyn Stat
     let mut rejections: Rejections = read_row(&row, state)?.unwrap_or_default();
     rejections.0.push(Rejection {
         by: parcel.from.clone(),
-        session: *session,
-        number: *number,
-        action: action.clone(),
-        code: *code,
+        session,
+        number,
+        action,
+        code,
         reason: reason.clone(),
         wall_ms: context.wall_ms,
     });
     let surplus = rejections.0.len().saturating_sub(REJECTIONS_KEPT);
     rejections.0.drain(..surplus);
     state.put(row, Some(codec::encode(&rejections)));
-    Ok(())
+    let Some(body) = returned else { return Ok(()) };
+    let parked = Parked {
+        code,
+        reason,
+        wall_ms: context.wall_ms,
+        body: *body,
+    };
+    outbox::park(subject, &parcel.from, (session, number), parked, state, delta)
 }

@@ -11,7 +11,7 @@ use super::draft::{self, Draft, Lasts, Stop, refuse};
 use super::effects::Rules;
 use super::head::{Head, Remembered};
 use super::index;
-use super::message::{PairNews, read_row};
+use super::message::{PairNews, ParkNews, read_row};
 use super::outbox;
 use super::past;
 use super::subject::Subject;
@@ -52,6 +52,8 @@ pub struct Delta {
     pub bytes: i64,
     /// Pairs with something new to be sent, or nothing any more.
     pub pairs: Vec<PairNews>,
+    /// Messages that were refused and what became of them.
+    pub parked: Vec<ParkNews>,
     /// Changes of entities, for those who follow them.
     pub changes: Vec<Noted>,
     /// Timers that were set or taken away.
@@ -241,7 +243,7 @@ fn decide(
         }
         Change::Reindex { field, indexed, stale } => {
             index::again(rules, field, *indexed, stale, draft).map_err(but_unchanged)?;
-            return outbox::check(draft, state).map_err(but_unchanged);
+            return outbox::check(rules, draft, state).map_err(but_unchanged);
         }
         Change::Tentative(wanted) => {
             draft.document = Some(Some(before.document.clone()));
@@ -265,7 +267,7 @@ pub(super) fn end(draft: &mut Draft<'_>, rules: &dyn Rules, state: &dyn State) -
 fn follow(rules: &dyn Rules, draft: &mut Draft<'_>, state: &dyn State) -> Result<(), Stop> {
     rules.follow(draft)?;
     tentative::follow(rules, draft)?;
-    outbox::check(draft, state)
+    outbox::check(rules, draft, state)
 }
 
 /// The document that a merge patch makes.

@@ -6,6 +6,7 @@ use serde::{Deserialize, Serialize};
 use crate::daemon::core::state::{State, StateError};
 use crate::protocol::activity::{Body, Rejection};
 use crate::protocol::codec;
+use crate::protocol::error::Code;
 use crate::protocol::key::{Position, RowKind, message_rest, partner_rest, row_key, work_key};
 
 /// A message as it lies in its sender's rows and travels: nobody between the two ends reads it.
@@ -15,8 +16,21 @@ pub struct Letter {
     pub depth: u8,
     /// When it was recorded, by the leader's wall clock. Unit: ms since 1970.
     pub wall_ms: u64,
+    /// Whoever refuses it sends `body` back, and it is parked.
+    pub returns: bool,
     /// What it asks for.
     pub body: Body,
+}
+
+/// A message that is to be recorded.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Outgoing {
+    /// Whom it is for.
+    pub to: Position,
+    /// What it asks for.
+    pub body: Body,
+    /// See [`Letter::returns`].
+    pub returns: bool,
 }
 
 /// A sender's row about a receiver: the session that is open between them.
@@ -32,6 +46,8 @@ pub struct Partner {
     pub closing: bool,
     /// Tentative operations that the sender has open with the receiver: such a session is not closed.
     pub open: u32,
+    /// Messages that the receiver refused and that are parked: such a session is not closed, so that its row tells of them.
+    pub parked: u32,
     /// An operator stopped the sending.
     pub held: Option<Held>,
 }
@@ -61,6 +77,49 @@ pub struct Source {
 pub struct Tally {
     /// Messages not known to be applied.
     pub outstanding: u64,
+    /// Messages that were refused and are parked.
+    pub parked: u64,
+}
+
+/// A message that was refused, kept by its sender until somebody decides what becomes of it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Parked {
+    /// Which refusal.
+    pub code: Code,
+    /// Why.
+    pub reason: String,
+    /// When the sender heard of it, by its leader's wall clock. Unit: ms since 1970.
+    pub wall_ms: u64,
+    /// What it asks for.
+    pub body: Body,
+}
+
+/// What became of a message that was refused.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Fate {
+    /// It is parked.
+    Parked,
+    /// It was sent again, under a new number.
+    SentAgain,
+    /// It was given up.
+    Dropped,
+}
+
+/// A message that was refused is parked, or is not any more: for those who follow what becomes of messages.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ParkNews {
+    /// Sending entity.
+    pub from: Position,
+    /// Receiving entity.
+    pub to: Position,
+    /// The session that it was refused in.
+    pub session: u64,
+    /// Its number there.
+    pub number: u64,
+    /// What became of it.
+    pub fate: Fate,
+    /// What it asks for.
+    pub body: Body,
 }
 
 /// A sender's latest messages that were refused, oldest first.
@@ -114,6 +173,23 @@ impl Partner {
     pub fn outstanding(&self) -> u64 {
         self.next - 1 - self.acked
     }
+
+    /// Whether the session must stay open although nothing is outstanding.
+    pub fn is_kept(&self) -> bool {
+        self.open > 0 || self.parked > 0 || self.held.is_some()
+    }
+
+    /// Whether an operator has to do something before all of it goes on.
+    pub fn is_parked(&self) -> bool {
+        self.parked > 0 || self.held.is_some()
+    }
+}
+
+impl Tally {
+    /// As a row's value; there is none for nothing.
+    pub fn row(self) -> Option<Bytes> {
+        (self != Self::default()).then(|| codec::encode(&self))
+    }
 }
 
 /// Key of a sender's row about a receiver.
@@ -139,6 +215,19 @@ pub fn source_row(to: &Position, from: &Position) -> Bytes {
 /// Key of the row with a sender's latest refused messages.
 pub fn rejections_row(from: &Position) -> Bytes {
     row_key(from, RowKind::Rejected, &[])
+}
+
+/// Key of the row of a message that was refused and is parked.
+pub fn parked_row(from: &Position, to: &Position, session: u64, number: u64) -> Bytes {
+    let rest = [&message_rest(to, session)[..], &number.to_be_bytes()].concat();
+    row_key(from, RowKind::Parked, &rest)
+}
+
+/// Session and number of a message, from the rest of its [`parked_row`] behind the receiver.
+pub fn split_parked_rest(rest: &[u8]) -> Option<(u64, u64)> {
+    let (session, number) = rest.split_first_chunk::<8>()?;
+    let number: [u8; 8] = number.try_into().ok()?;
+    Some((u64::from_be_bytes(*session), u64::from_be_bytes(number)))
 }
 
 /// A row's value, if the row is there. Rows carry checksums, so one that does not decode was written by a broken or

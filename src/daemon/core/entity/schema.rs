@@ -127,6 +127,14 @@ impl Rules for BySchema<'_> {
         }
     }
 
+    fn parks(&self, to: &Position, body: &Body) -> bool {
+        let asks = matches!(
+            body,
+            Body::Put { .. } | Body::Merge { .. } | Body::Delete | Body::Detach { .. } | Body::Call { .. }
+        );
+        asks && self.0.own.schema.refusal_of(to.parts().0, body.action()).1
+    }
+
     fn indexed(&self, field: &str, draft: &Draft<'_>) -> Result<Option<Option<String>>, Stop> {
         self.value_of(field, draft)
     }
@@ -224,7 +232,7 @@ impl BySchema<'_> {
         {
             set_child_row(draft, relation, by, None);
         }
-        let (Some(field), Some(bytes)) = (schema.mark_of(service, action), draft.before) else {
+        let (Some(field), Some(bytes)) = (schema.refusal_of(service, action).0, draft.before) else {
             return Ok(());
         };
         let before = parse(draft.position, bytes)?;

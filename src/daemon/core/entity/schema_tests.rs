@@ -11,7 +11,7 @@ use super::message::*;
 use super::outbox::acknowledge;
 use super::schema::{self, BySchema};
 use super::testing::Rows;
-use crate::protocol::activity::{Body, Sent};
+use crate::protocol::activity::{ActivityAction, Body, Sent};
 use crate::protocol::error::Code;
 use crate::protocol::id::{RequestId, ShardId};
 use crate::protocol::key::{Position, RowKind, split_partner_rest, split_row_key};
@@ -326,6 +326,82 @@ fn pausing_reaches_the_children_and_a_refusal_comes_back() {
     world.settle();
     assert_eq!(world.field("profile", "p-1", "status").as_deref(), Some(r#""active""#));
     world.check();
+}
+
+#[test]
+fn what_is_refused_is_parked_until_it_is_sent_again_or_given_up() {
+    let mut world = World::new(1);
+    let (campaign, profile) = (Position::new("campaign", "c-1"), Position::new("profile", "p-1"));
+    world.put(
+        "campaign",
+        "c-1",
+        r#"{"name":"a","profiles":[{"key":"p-1","locked":true}]}"#,
+    );
+    world.settle();
+    let pause = |world: &mut World| {
+        world.patch("campaign", "c-1", r#"{"status":"paused","paused_because":"rain"}"#);
+        world.settle();
+    };
+    let parked = |world: &World| -> Vec<(u64, u64)> {
+        let rows = world.rows.0.keys().filter_map(split_row_key);
+        let rows = rows.filter(|(_, kind, _)| *kind == RowKind::Parked as u8);
+        rows.map(|(from, _, rest)| {
+            let (to, rest) = split_partner_rest(&rest).expect("a receiver");
+            assert_eq!((&from, &to), (&campaign, &profile));
+            split_parked_rest(&rest).expect("session and number")
+        })
+        .collect()
+    };
+    let told = |world: &World| {
+        let partner: Option<Partner> = read_row(&partner_row(&campaign, &profile), &world.rows).expect("rows");
+        partner.map_or(0, |partner| partner.parked)
+    };
+    let act = |action| Change::Activity {
+        with: profile.clone(),
+        action,
+        by: "ada".to_owned(),
+        because: "a test".to_owned(),
+    };
+    pause(&mut world);
+    let first = parked(&world);
+    assert_eq!((first.len(), told(&world)), (1, 1));
+    // It stays while what was sent since goes on, and comes back if nothing has changed.
+    let (session, number) = first[0];
+    world.patch("campaign", "c-1", r#"{"status":"active"}"#);
+    world.settle();
+    world
+        .write("campaign", "c-1", act(ActivityAction::SendAgain { session, number }))
+        .expect("sent again");
+    let repeated = world.write("campaign", "c-1", act(ActivityAction::SendAgain { session, number }));
+    assert_eq!(repeated.expect_err("it is not there any more").0, Code::NoSuchMessage);
+    assert_eq!(told(&world), 0);
+    world.settle();
+    let second = parked(&world);
+    assert!(second.len() == 1 && second != first, "{first:?} {second:?}");
+    // The cause has gone: it is applied as it was, and nothing is left of it.
+    world.patch("profile", "p-1", r#"{"locked":false}"#);
+    world
+        .write("campaign", "c-1", act(ActivityAction::Retry))
+        .expect("sent again");
+    world.settle();
+    assert_eq!((parked(&world), told(&world)), (Vec::new(), 0));
+    assert_eq!(
+        world.field("profile", "p-1", "paused_because").as_deref(),
+        Some(r#""rain""#)
+    );
+    // One that is given up, although its sender is not there any more.
+    world.patch("profile", "p-1", r#"{"locked":true}"#);
+    pause(&mut world);
+    world.write("campaign", "c-1", Change::Delete).expect("gone");
+    world.settle();
+    assert_eq!((parked(&world).len(), told(&world)), (1, 1));
+    world
+        .write("campaign", "c-1", act(ActivityAction::Skip))
+        .expect("given up");
+    world.settle();
+    assert_eq!((parked(&world), told(&world)), (Vec::new(), 0));
+    let tally: Option<Tally> = read_row(&tally_row(&campaign), &world.rows).expect("rows");
+    assert_eq!(tally, None);
 }
 
 #[test]

@@ -4,11 +4,11 @@ use bytes::Bytes;
 use super::draft::{Draft, Lasts};
 use super::head::{Expiry, Head, SchemaMark};
 use super::machine::{Context, Delta, decode_head};
-use super::message::PairNews;
+use super::message::{Outgoing, PairNews, ParkNews};
 use super::{outbox, past, timer};
 use crate::daemon::core::changes::Noted;
 use crate::daemon::core::state::{State, StateError};
-use crate::protocol::activity::{Body, Sent};
+use crate::protocol::activity::Sent;
 use crate::protocol::change::{How, Version};
 use crate::protocol::id::RequestId;
 use crate::protocol::key::{Position, RowKind, row_key};
@@ -28,7 +28,8 @@ pub(super) struct Decided {
     rows: Vec<(Bytes, Option<Bytes>)>,
     pairs: Vec<PairNews>,
     lasts: Lasts,
-    sends: Vec<(Position, Body)>,
+    sends: Vec<Outgoing>,
+    parked: Vec<ParkNews>,
     schema: Option<SchemaMark>,
     opened: Vec<(Position, i32)>,
     timers: Vec<(Bytes, Option<u64>)>,
@@ -117,6 +118,7 @@ impl Subject {
             timer::set(&self.position, what, due_ms, state, delta);
         }
         delta.pairs.extend(decided.pairs);
+        delta.parked.extend(decided.parked);
         for (row, value) in decided.rows {
             state.put(row, value);
         }
@@ -145,6 +147,7 @@ impl Draft<'_> {
             pairs: self.pairs,
             lasts: self.lasts,
             sends: self.sends,
+            parked: self.parked,
             schema: self.schema,
             opened: self.opened,
             timers: self.timers,

@@ -382,6 +382,7 @@ fn a_full_outbox_refuses_and_changes_nothing() {
     let (a, b) = (entity("a"), entity("b"));
     let tally = Tally {
         outstanding: OUTBOX_ENTITY_MAX - 1,
+        parked: 0,
     };
     world.rows.put(tally_row(&a), Some(codec::encode(&tally)));
     let send = || Change::Send {

@@ -5,10 +5,12 @@ use bytes::Bytes;
 
 use super::*;
 use crate::daemon::core::entity::message::{
-    Letter, Partner, Rejections, Source, Tally, outbox_row, partner_row, read_row, rejections_row, source_row,
-    tally_row,
+    Letter, Parked, Partner, Rejections, Source, Tally, outbox_row, parked_row, partner_row, read_row, rejections_row,
+    source_row, split_parked_rest, tally_row,
 };
-use crate::protocol::activity::{ActivityFilter, ActivityItem, ActivityView, MessageView, PartnerView, SendView};
+use crate::protocol::activity::{
+    ActivityFilter, ActivityItem, ActivityView, MessageView, ParkedView, PartnerView, SendView,
+};
 use crate::protocol::key::{RowKind, partner_rest, row_key, split_partner_rest, split_row_key, work_key, work_start};
 use crate::protocol::request::LIST_BYTES_MAX;
 
@@ -81,6 +83,10 @@ impl Node {
                 });
             }
         }
+        let parked = match with {
+            Some(with) => parked(entity, with, limit, state)?,
+            None => Vec::new(),
+        };
         Ok(ActivityView {
             outstanding: tally.outstanding,
             sessions: head.sessions,
@@ -89,6 +95,7 @@ impl Node {
             next,
             rejections: rejections.0,
             messages,
+            parked,
         })
     }
 
@@ -113,7 +120,7 @@ impl Node {
             }
             None => work_start(from),
         };
-        let wanted = |partner: &Partner| filter.wants(partner.outstanding(), partner.held.is_some(), partner.open);
+        let wanted = |partner: &Partner| filter.wants(partner.outstanding(), partner.is_parked(), partner.open);
         let (found, more) = sending(start, &work_start(end), limit as usize, &wanted, state)?;
         let mut items = Vec::with_capacity(found.len());
         for (from, to, partner) in found {
@@ -140,6 +147,10 @@ impl Node {
             0 => None,
             _ => read_row(&outbox_row(from, to, partner.acked + 1), state)?,
         };
+        let refused = match partner.parked {
+            0 => None,
+            _ => parked(from, to, 1, state)?.pop(),
+        };
         let (attempts, retry_in_ms) = self.tries_of(replica.shard.id, from, to);
         Ok(SendView {
             session: partner.session,
@@ -147,12 +158,45 @@ impl Node {
             acked: partner.acked,
             closing: partner.closing,
             open: partner.open,
+            parked: partner.parked,
+            refused: refused.map(|refused| (refused.reason, refused.wall_ms)),
             held: partner.held.as_ref().map(|held| (held.by.clone(), held.since_ms)),
             oldest_ms: oldest.map(|letter| letter.wall_ms),
             attempts,
             retry_in_ms,
         })
     }
+}
+
+/// Messages of a pair that were refused and are parked, the first ones.
+fn parked(from: &Position, to: &Position, limit: usize, state: &dyn State) -> Result<Vec<ParkedView>, StateError> {
+    let start = row_key(from, RowKind::Parked, &partner_rest(to));
+    let end = parked_row(from, to, u64::MAX, u64::MAX);
+    let (mut found, mut bytes, mut bad) = (Vec::new(), 0, None);
+    state.scan(&start, &end, &mut |row, value| {
+        let Some((session, number)) = split_parked_rest(&row[start.len()..]) else {
+            return ControlFlow::Continue(());
+        };
+        match decoded::<Parked>(from, value) {
+            Ok(parked) => {
+                bytes += parked.body.size();
+                found.push(ParkedView {
+                    session,
+                    number,
+                    code: parked.code,
+                    reason: parked.reason,
+                    wall_ms: parked.wall_ms,
+                    body: parked.body,
+                });
+            }
+            Err(error) => bad = Some(error),
+        }
+        if bad.is_some() || found.len() >= limit || bytes >= LIST_BYTES_MAX {
+            return ControlFlow::Break(());
+        }
+        ControlFlow::Continue(())
+    })?;
+    bad.map_or(Ok(found), Err)
 }
 
 /// Pairs by their senders' rows: those that are wanted, up to `limit`, and behind which pair to go on if there may be more.

@@ -159,6 +159,7 @@ impl Node {
                     self.forget_sources(&right.range, state)?;
                     self.forget_timers(&right.range, state)?;
                     self.forget_children(&right.range, state)?;
+                    self.forget_parked(&right.range, state)?;
                 }
                 response
             }

@@ -97,6 +97,12 @@ impl Node {
                 }
             }
         }
+        if self.config.tells_messages {
+            let at = (replica.shard.id, entry.index);
+            for news in delta.parked {
+                effects.push(Effect::Event(Event::Parked { at, news }));
+            }
+        }
         self.pairs_changed(replica.shard.id, delta.pairs);
         self.timers_changed(replica.shard.id, delta.timers);
     }
@@ -184,6 +190,14 @@ impl Node {
             return Ok(());
         }
         forget(RowKind::Source, range, state)
+    }
+
+    /// A split's right half forgets what it has parked.
+    pub(super) fn forget_parked(&self, range: &KeyRange, state: &mut dyn State) -> Result<(), StateError> {
+        if self.config.planted != PlantedBug::SplitForgetsParked {
+            return Ok(());
+        }
+        forget(RowKind::Parked, range, state)
     }
 
     /// A split's right half forgets whose parents its entities are.

@@ -188,7 +188,7 @@ impl Sender {
             backoff(state.attempts)
         } else if partner.outstanding() > 0 {
             ACKNOWLEDGE_AGAIN_AFTER
-        } else if partner.open == 0 {
+        } else if !partner.is_kept() {
             self.close_after
         } else {
             return;
@@ -236,7 +236,7 @@ impl Sender {
             // Should an entry get lost, it is proposed again.
             if partner.outstanding() > 0 {
                 self.acknowledge(&pair, session, Known::Applied(done));
-            } else if partner.open == 0 && now.since(state.active) >= self.close_after {
+            } else if !partner.is_kept() && now.since(state.active) >= self.close_after {
                 self.acknowledge(&pair, session, Known::Idle);
             }
             self.consider(pair, now);
@@ -396,7 +396,7 @@ impl Node {
             outstanding += sender.outstanding;
             for known in sender.pairs.values().take(GAUGE_PAIRS_MAX - looked_at) {
                 looked_at += 1;
-                parked += u64::from(known.partner.held.is_some());
+                parked += u64::from(known.partner.is_parked());
                 tentative += u64::from(known.partner.open);
                 // What is parked is told as such; it does not make the rest late.
                 if known.partner.outstanding() > 0 && known.partner.held.is_none() {

@@ -142,6 +142,8 @@ pub enum PlantedBug {
     SplitForgetsTimers,
     /// A split's right half forgets whose parents its entities are.
     SplitForgetsChildren,
+    /// A split's right half forgets the messages that were refused and parked.
+    SplitForgetsParked,
     /// What a child feeds is counted twice.
     FeedsTwice,
     /// What follows from a client's change is judged as if there had been nothing before.

@@ -10,6 +10,7 @@ use crate::daemon::core::catalog::CatalogCommand;
 use crate::daemon::core::directory::NOT_FOUNDED;
 use crate::daemon::core::entity::draft::{Draft, Stop};
 use crate::daemon::core::entity::effects::{NoRules, RelayRules, Rules};
+use crate::daemon::core::entity::message::Outgoing;
 use crate::daemon::core::entity::schema::BySchema;
 use crate::protocol::activity::Body;
 use crate::protocol::schema::bundle::{Bundle, NewSchema, Ruleset, SchemaRecord};
@@ -43,8 +44,8 @@ impl Rules for Judge {
             None => self.plain.follow(draft)?,
         }
         if self.planted == PlantedBug::KeepsEntries {
-            let is_kept = |to: &Position, body: &Body| index::parts(to.parts().0).is_some() && *body == Body::Delete;
-            draft.sends.retain(|(to, body)| !is_kept(to, body));
+            let is_kept = |sent: &Outgoing| index::parts(sent.to.parts().0).is_some() && sent.body == Body::Delete;
+            draft.sends.retain(|sent| !is_kept(sent));
         }
         Ok(())
     }
@@ -71,6 +72,13 @@ impl Rules for Judge {
         match &self.schema {
             Some(rules) => rules.own.schema.pools.iter().map(|pool| pool.field.as_str()).collect(),
             None => self.plain.pools(),
+        }
+    }
+
+    fn parks(&self, to: &Position, body: &Body) -> bool {
+        match &self.schema {
+            Some(rules) => BySchema(rules).parks(to, body),
+            None => self.plain.parks(to, body),
         }
     }
 

@@ -2,14 +2,32 @@
 use std::collections::BTreeSet;
 
 use super::*;
+use crate::daemon::sim::parking::Name;
+use crate::protocol::activity::{ActivityAction, ParkedView};
 use crate::protocol::schema::bundle::NewSchema;
 
 /// What such a client remembers.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(super) struct FamilyClient {
     /// The cluster has had the schemas from somebody.
     is_given: bool,
+    /// What it does about messages that were refused has chance of its own.
+    park_rng: fastrand::Rng,
+    /// Messages that it has seen parked.
+    parked: Vec<Name>,
 }
+
+impl FamilyClient {
+    pub(super) fn new(seed: u64) -> Self {
+        Self {
+            is_given: false,
+            park_rng: fastrand::Rng::with_seed(seed ^ PARK_STREAM),
+            parked: Vec::new(),
+        }
+    }
+}
+
+const PARK_STREAM: u64 = 0x7061_726b_6564_2121;
 
 /// What a family's client asks for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -20,6 +38,10 @@ pub(super) enum FamilyKind {
     Write,
     /// A write that is never good.
     Bad,
+    /// A look at what is parked.
+    Look,
+    /// Something done about it.
+    Mend,
 }
 
 /// A combined object as somebody wanted it, whatever came of it.
@@ -52,6 +74,10 @@ impl Client {
                 id: self.request_id(),
             };
             let kind = Kind::Family(FamilyKind::Schemas);
+            return self.begin(now, moment, kind, request, Role::Admin, stage, acts);
+        }
+        if stage.parks && self.family.park_rng.u32(..6) == 0 {
+            let (kind, request) = self.about_parked();
             return self.begin(now, moment, kind, request, Role::Admin, stage, acts);
         }
         if self.uses_map && (self.map.shards().next().is_none() || self.rng.u32(..200) == 0) {
@@ -140,6 +166,33 @@ impl Client {
         self.begin(now, moment, kind, Request::Write(write), Role::Writer, stage, acts);
     }
 
+    /// Looks what is parked, or does something about what it has seen.
+    fn about_parked(&mut self) -> (Kind, Request) {
+        let rng = &mut self.family.park_rng;
+        if self.family.parked.is_empty() {
+            let children = [&CHILDREN[..], &LOOSE, &RARE_CHILDREN].concat();
+            let request = Request::Activities {
+                service: "campaign".to_owned(),
+                key: PARENTS[rng.usize(..PARENTS.len())].to_owned(),
+                with: Some(Position::new("profile", children[rng.usize(..children.len())])),
+                after: None,
+                limit: 10,
+            };
+            return (Kind::Family(FamilyKind::Look), request);
+        }
+        let (from, to, session, number) = self.family.parked.swap_remove(rng.usize(..self.family.parked.len()));
+        let action = match rng.u32(..6) {
+            0 => ActivityAction::Retry,
+            1 => ActivityAction::Drop { session, number },
+            _ => ActivityAction::SendAgain { session, number },
+        };
+        let write = Write {
+            id: self.request_id(),
+            ..about(&from, &to, action)
+        };
+        (Kind::Family(FamilyKind::Mend), Request::Write(write))
+    }
+
     pub(super) fn take_family(
         &mut self,
         kind: FamilyKind,
@@ -158,6 +211,19 @@ impl Client {
             }
             (FamilyKind::Write, Response::Error(error), _)
                 if matches!(error.code, Code::NotFound | Code::OutboxFull | Code::HasChildren) => {}
+            (FamilyKind::Look, Response::Activities(view), Request::Activities { service, key, with, .. }) => {
+                let from = Position::new(service, key);
+                let to = with.as_ref().expect("asked for one");
+                let named = |parked: &ParkedView| (from.clone(), to.clone(), parked.session, parked.number);
+                self.family.parked = view.parked.iter().map(named).collect();
+            }
+            (FamilyKind::Mend, Response::Written(written), Request::Write(write)) => {
+                self.sent
+                    .push((Position::new(&write.service, &write.key), written.sent));
+            }
+            // Somebody was faster.
+            (FamilyKind::Mend, Response::Error(error), _)
+                if matches!(error.code, Code::NotFound | Code::NoSuchMessage | Code::OutboxFull) => {}
             (FamilyKind::Bad, Response::Error(error), _) if error.code == Code::AgainstSchema => {}
             (_, Response::Error(error), _) if error.code == Code::DiskFull => {}
             (_, response, _) => {
@@ -166,6 +232,23 @@ impl Client {
             }
         }
         Ok(())
+    }
+}
+
+/// What an operator does to a pair.
+pub fn about(from: &Position, to: &Position, action: ActivityAction) -> Write {
+    let (service, key) = from.parts();
+    Write {
+        service: service.to_owned(),
+        key: key.unwrap_or("").to_owned(),
+        id: RequestId::default(),
+        condition: Condition::Always,
+        change: Change::Activity {
+            with: to.clone(),
+            action,
+            by: String::new(),
+            because: String::new(),
+        },
     }
 }
 

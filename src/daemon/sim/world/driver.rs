@@ -234,6 +234,7 @@ impl World {
                     self.mail.see(&event)?;
                     if !self.stage.schemas.is_empty() {
                         self.family.see(&event)?;
+                        self.parking.see(&event)?;
                     }
                     if let Some(holder) = self.bank.see(&event)? {
                         self.to_audit.insert((machine, holder));

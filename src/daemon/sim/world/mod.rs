@@ -16,6 +16,7 @@ use super::lin::Moment;
 use super::machine::{DiskManner, Machine};
 use super::mail::Mail;
 use super::network::{Network, Place};
+use super::parking::Parking;
 use super::schedule::Schedule;
 use super::trace::{BriefResponse, Trace};
 use super::watch::Watcher;
@@ -89,6 +90,8 @@ pub enum Bug {
     SplitForgetsTimers,
     /// A split's right half forgets whose parents its entities are.
     SplitForgetsChildren,
+    /// A split's right half forgets the messages that were refused and parked.
+    SplitForgetsParked,
     /// What a child feeds is counted twice.
     FeedsTwice,
     /// What follows from a client's change is judged as if there had been nothing before.
@@ -122,6 +125,8 @@ pub struct Options {
     pub bug: Bug,
     /// Entities have schemas, and clients put combined objects.
     pub families: bool,
+    /// What is refused in them is parked, and clients do something about it.
+    pub parks: bool,
     /// Some of their fields have indexes.
     pub indexes: bool,
     /// A service comes and goes.
@@ -141,6 +146,7 @@ impl Options {
             span: Span::secs(60),
             bug: Bug::None,
             families: false,
+            parks: false,
             indexes: false,
             visits: false,
             print: false,
@@ -179,6 +185,8 @@ pub struct Report {
     pub messages: u64,
     /// Combined objects with children.
     pub combined: u64,
+    /// Messages that were parked, sent again, given up.
+    pub parked: [u64; 3],
     /// Entries of indexes at the end.
     pub entries: u64,
     /// Copies that were quarantined.
@@ -259,6 +267,7 @@ pub struct World {
     mail: Mail,
     bank: Bank,
     family: Family,
+    parking: Parking,
     /// Holders whose rows are to be looked at, by machine.
     to_audit: BTreeSet<(usize, Position)>,
     /// Messages between entities that were on their way once, and may come again.
@@ -500,10 +509,11 @@ impl World {
                 nodes: (1..=nodes as u64).map(NodeId).collect(),
                 keys,
                 schemas: match options.families {
-                    true => family::schemas(options.seed, options.indexes),
+                    true => family::schemas(options.seed, options.indexes, options.parks),
                     false => Vec::new(),
                 },
                 is_in_effect: false,
+                parks: options.parks,
                 rots: plan.kinds.contains(&Fault::Rot),
             },
             plan,
@@ -526,6 +536,7 @@ impl World {
             mail: Mail::default(),
             bank: Bank::default(),
             family: Family::default(),
+            parking: Parking::default(),
             to_audit: BTreeSet::new(),
             old_mail: Vec::new(),
             mail_rng: fastrand::Rng::with_seed(stream(options.seed, 6)),
@@ -627,6 +638,7 @@ impl World {
                     Bug::ConfirmsExpired => PlantedBug::ConfirmsExpired,
                     Bug::SplitForgetsTimers => PlantedBug::SplitForgetsTimers,
                     Bug::SplitForgetsChildren => PlantedBug::SplitForgetsChildren,
+                    Bug::SplitForgetsParked => PlantedBug::SplitForgetsParked,
                     Bug::FeedsTwice => PlantedBug::FeedsTwice,
                     Bug::ForgetsBefore => PlantedBug::ForgetsBefore,
                     Bug::KeepsEntries => PlantedBug::KeepsEntries,
@@ -733,6 +745,7 @@ impl World {
         }
         self.end_visits()?;
         self.run_until(Property::CatchUp, Span::secs(20), World::half_done)?;
+        self.mend_parked(prober)?;
         self.drain_mail()?;
         if self.bug == Bug::SkipsAWrite {
             // What was left out last is found by the next comparison.
@@ -807,6 +820,7 @@ impl World {
             operations: std::array::from_fn(|what| self.operations[what].len()),
             messages: self.mail.count(),
             combined: self.family.count(),
+            parked: self.parking.count(),
             entries: self.check_indexes().unwrap_or(0),
             quarantined: self.quarantined.len(),
             verified: self.verified(),

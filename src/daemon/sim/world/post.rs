@@ -1,11 +1,16 @@
 //! Messages between entities: copies that come late, and the day on which all must have arrived.
+use std::collections::VecDeque;
 use std::ops::ControlFlow;
 
 use super::super::check::{Property, Violation};
+use super::super::workload::{self, CHILDREN, RARE_CHILDREN};
 use crate::daemon::core::entity::machine;
 use crate::daemon::core::state::State;
 use crate::daemon::store::Store;
+use crate::protocol::activity::ActivityAction;
+use crate::protocol::id::RequestId;
 use crate::protocol::key::{RowKind, split_row_key};
+use crate::protocol::request::{Change, Condition, Write};
 
 use super::*;
 
@@ -39,6 +44,50 @@ impl World {
             let at = self.mail_rng.usize(..OLD_MAIL_MAX);
             self.old_mail[at] = (from, to, mail);
         }
+    }
+
+    /// Everything that was refused is parked, once; what it was refused for goes away, and it is sent again; what is refused
+    /// even then is given up. Nothing is parked in the end.
+    pub(super) fn mend_parked(&mut self, operator: usize) -> Result<(), Violation> {
+        if !self.stage.parks {
+            return Ok(());
+        }
+        for round in 0..MENDS {
+            self.run_until(Property::Drain, DRAIN, |world| world.mail.missing())?;
+            self.run_until(Property::Whole, Span::secs(10), |world| {
+                world.parking.unseen(|entity| {
+                    let store: &dyn State = world.store_of(entity)?;
+                    Some(store)
+                })
+            })?;
+            let parked = self.parking.open();
+            if parked.is_empty() && round > 0 {
+                return Ok(());
+            }
+            let mut writes = VecDeque::new();
+            let children = CHILDREN.iter().chain(&RARE_CHILDREN).filter(|_| round == 0);
+            writes.extend(children.map(|key| Write {
+                service: "profile".to_owned(),
+                key: (*key).to_owned(),
+                id: RequestId::default(),
+                condition: Condition::Always,
+                change: Change::Patch(r#"{"locked":false}"#.into()),
+            }));
+            writes.extend(parked.iter().map(|(from, to, session, number)| {
+                let (session, number) = (*session, *number);
+                let action = match round {
+                    0 | 1 => ActivityAction::SendAgain { session, number },
+                    _ => ActivityAction::Drop { session, number },
+                };
+                workload::about(from, to, action)
+            }));
+            self.tell(operator, Mode::Mend(writes));
+            self.run_until(Property::Back, Span::secs(120), |world| {
+                (!world.clients[operator].is_quiet()).then(|| String::from("the operator is busy"))
+            })?;
+        }
+        let text = format!("{:?} are parked, and can't be given up", self.parking.open());
+        Err(Violation::new(Property::Whole, text))
     }
 
     /// L2 DRAIN: everything is applied, and no row tells of it any more. Then everything comes once more, and changes
@@ -92,6 +141,7 @@ impl World {
             RowKind::Outbox,
             RowKind::Source,
             RowKind::Timer,
+            RowKind::Parked,
         ];
         let kinds = kinds.map(|kind| kind as u8);
         for machine in self.living() {
@@ -198,4 +248,6 @@ impl World {
 /// Longest time from the end of all trouble to empty outboxes: the longest pause between two attempts, with room for the
 /// rest.
 const DRAIN: Span = Span::secs(60);
+/// How often what is parked is looked through in the end.
+const MENDS: usize = 8;
 const OLD_MAIL_MAX: usize = 300;
