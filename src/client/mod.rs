@@ -59,7 +59,7 @@ pub use options::{ConnectOptions, Identity};
 pub use sent::Delivery;
 pub use watch::{Scope, Watch, WatchEvent};
 
-use crate::protocol::change::Version;
+use crate::protocol::change::{History, Version};
 use crate::protocol::error::WireError;
 use crate::protocol::id::{ClusterId, NodeId, RequestId, ShardId};
 use crate::protocol::key::Position;
@@ -223,7 +223,19 @@ impl Client {
             key: key.to_owned(),
         };
         match self.request(request).await? {
-            Response::History(versions) => Ok(versions),
+            Response::History(history) => Ok(history.versions),
+            _ => Err(unexpected("history")),
+        }
+    }
+
+    /// The same, with the messages that the entity's rows still tell of.
+    pub async fn history_with_messages(&self, service: &str, key: &str) -> Result<History, ClientError> {
+        let request = Request::History {
+            service: service.to_owned(),
+            key: key.to_owned(),
+        };
+        match self.request(request).await? {
+            Response::History(history) => Ok(*history),
             _ => Err(unexpected("history")),
         }
     }

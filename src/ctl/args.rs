@@ -404,8 +404,11 @@ pub enum EntityCommand {
         #[arg(long, value_name = "FILE")]
         out: Option<PathBuf>,
     },
-    /// The latest versions of an entity: when each was made, how and by what
+    /// The latest versions of an entity, when each was made, how and by what, and the messages beside them
     #[command(
+        after_help = "What is kept: the last 8 versions for good. Messages that were sent by them, for at least 10 minutes after the \
+write; those that are pending or refused and parked, until that is over; of those that others refused, the last 16 for good. Of \
+messages received: the one that made each version kept, and the last of each sender while the two have a session open.",
         before_help = "Examples:\n  isxctl campaign history c-1\n  isxctl campaign history c-1 --since 1h -o json"
     )]
     History {

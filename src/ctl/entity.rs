@@ -9,10 +9,10 @@ use serde_json::{Value, json};
 use super::args::{Document, EntityCommand, PatchSource};
 use super::exit::{self, CtlError};
 use super::output::{self, Format, Listing, timestamp};
-use super::{Ended, Environment, children, index, journal, transfer, watch};
+use super::{Ended, Environment, children, index, journal, tentative, transfer, watch};
 use crate::client::ListQuery;
 use crate::protocol::activity::Body;
-use crate::protocol::change::How;
+use crate::protocol::change::{History, How, Trace, TraceState};
 use crate::protocol::id::RequestId;
 use crate::protocol::key::Position;
 use crate::protocol::request::{Change, Condition, ListItem, Write, Written};
@@ -276,9 +276,9 @@ async fn get(env: &Environment, service: &str, keys: &[String]) -> Ended {
 
 async fn history(env: &Environment, service: &str, key: &str, since: Option<Duration>) -> Ended {
     let client = env.connect().await?;
-    let versions = client.history(service, key).await;
+    let history = client.history_with_messages(service, key).await;
     client.close().await;
-    let versions = versions?;
+    let History { versions, messages } = history?;
     let Some(oldest) = versions.last() else {
         let error = CtlError::new(exit::NOT_FOUND, format!("there never was a {service}/{key}"));
         return Err(error.next(format!("isxctl entity {service} list")));
@@ -314,14 +314,60 @@ async fn history(env: &Environment, service: &str, key: &str, since: Option<Dura
             },
             cause.as_ref().map_or_else(|| "-".to_owned(), ToString::to_string),
         ];
+        let beside = messages.iter().filter(|trace| trace.version == Some(version.version));
         let object = json!({
             "version": version.version, "updated": time, "how": version.how.to_string(), "bytes": version.bytes,
             "cause": cause.as_ref().map(watch::cause_json),
         });
         listing.push(row, object);
+        // The message that made it is its cause; of others there is a line each.
+        for trace in beside.filter(|trace| trace.sent) {
+            listing.push(trace_row(trace), trace_json(trace));
+        }
+    }
+    let is_known = |trace: &&Trace| versions.iter().any(|version| trace.version == Some(version.version));
+    let others = messages.iter().filter(|trace| !is_known(trace));
+    for trace in others.filter(|trace| trace.wall_ms.is_none_or(|ms| ms >= from_ms)) {
+        listing.push(trace_row(trace), trace_json(trace));
     }
     listing.about.push(("of", json!(format!("{service}/{key}"))));
     env.print_listing(&listing)
+}
+
+fn trace_row(trace: &Trace) -> Vec<String> {
+    let or_dash = |text: Option<String>| text.unwrap_or_else(|| "-".to_owned());
+    let name = match trace.session {
+        0 => trace.number.to_string(),
+        session => format!("{session}.{}", trace.number),
+    };
+    let with = tentative::named(&trace.with);
+    let text = match (trace.sent, trace.action.as_str()) {
+        (true, "") => format!("msg {name} to {with}, {}", trace.state),
+        (true, action) => format!("{action} to {with}, msg {name}, {}", trace.state),
+        (false, _) => format!("the last from {with}, msg {name}"),
+    };
+    vec![
+        or_dash(trace.version.map(|version| version.to_string())),
+        or_dash(trace.wall_ms.map(timestamp)),
+        if trace.sent { "sent" } else { "had" }.to_owned(),
+        "-".to_owned(),
+        text,
+    ]
+}
+
+fn trace_json(trace: &Trace) -> Value {
+    let (state, reason) = match &trace.state {
+        TraceState::Pending => ("pending", None),
+        TraceState::Applied => ("applied", None),
+        TraceState::Refused(why) => ("rejected", Some(why)),
+        TraceState::Parked(why) => ("parked", Some(why)),
+    };
+    json!({
+        "version": trace.version, "how": if trace.sent { "sent" } else { "had" }, "with": tentative::named(&trace.with),
+        "session": (trace.session > 0).then_some(trace.session), "number": trace.number,
+        "action": Some(&trace.action).filter(|action| !action.is_empty()), "state": state, "reason": reason,
+        "updated": trace.wall_ms.map(timestamp),
+    })
 }
 
 async fn change_entity(

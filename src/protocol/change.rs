@@ -105,6 +105,60 @@ impl Version {
     }
 }
 
+/// What is remembered of an entity: its latest versions, and the messages that rows still tell of.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct History {
+    /// The newest first, also of a deleted entity; empty where there never was one.
+    pub versions: Vec<Version>,
+    /// The newest first.
+    pub messages: Vec<Trace>,
+}
+
+/// A message in an entity's history.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Trace {
+    /// The entity sent it; otherwise it has had it.
+    pub sent: bool,
+    /// The other entity.
+    pub with: Position,
+    /// The session between the two; 0: not known.
+    pub session: u64,
+    /// Its number in the session.
+    pub number: u64,
+    /// What it asks for; empty: not known.
+    pub action: String,
+    /// What became of it.
+    pub state: TraceState,
+    /// The version that was made with it, or that it made; `None`: not known, or none.
+    pub version: Option<u64>,
+    /// When it was recorded or heard of, by the leader's wall clock. Unit: ms since 1970.
+    pub wall_ms: Option<u64>,
+}
+
+/// What became of a message, as the entity knows whose history it is.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum TraceState {
+    /// It is not known to be applied.
+    Pending,
+    /// It was applied.
+    Applied,
+    /// It was refused, and why.
+    Refused(String),
+    /// It was refused and is parked, and why.
+    Parked(String),
+}
+
+impl std::fmt::Display for TraceState {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            TraceState::Pending => f.write_str("pending"),
+            TraceState::Applied => f.write_str("applied"),
+            TraceState::Refused(why) => write!(f, "rejected: {why}"),
+            TraceState::Parked(why) => write!(f, "rejected and parked: {why}"),
+        }
+    }
+}
+
 /// One change of one entity.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Change {

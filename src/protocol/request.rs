@@ -3,7 +3,7 @@ use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 
 use super::activity::{ActivityAction, ActivityFilter, ActivityItem, ActivityView, Body, PairView, Sent};
-use super::change::{Changed, Since, Version};
+use super::change::{Changed, History, Since};
 use super::error::WireError;
 use super::id::{ClusterId, Epoch, NodeId, OpId, ReplicaId, RequestId, ShardId};
 use super::key::Position;
@@ -642,8 +642,8 @@ pub enum Response {
     Verified(Box<super::verify::Verified>),
     /// To `Changes`.
     Changed(Box<Changed>),
-    /// To `History`: the newest first, also of a deleted entity; empty where there never was one.
-    History(Vec<Version>),
+    /// To `History`.
+    History(Box<History>),
 }
 
 /// What a joining host gets.

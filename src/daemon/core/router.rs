@@ -13,7 +13,7 @@ use super::replica::{Read, Replica, Waiter, Waiting, role_name};
 use super::state::{State, StateError};
 use super::time::Time;
 use crate::protocol::activity::{self, ActivityAction};
-use crate::protocol::change::{CHANGES_MAX, CHANGES_WAIT_MS_MAX};
+use crate::protocol::change::{CHANGES_MAX, CHANGES_WAIT_MS_MAX, History};
 use crate::protocol::error::{Code, WireError};
 use crate::protocol::id::{DIRECTORY_SHARD, NodeId, RequestId, ShardId};
 use crate::protocol::json;
@@ -753,7 +753,9 @@ impl Node {
                 if !replica.shard.range.contains(&position) {
                     return Ok(stale(&position));
                 }
-                (Response::History(machine::history(&position, state)?), None)
+                let versions = machine::history(&position, state)?;
+                let messages = entity::traces::traces(&position, &versions, state)?;
+                (Response::History(Box::new(History { versions, messages })), None)
             }
             Request::ShowRequest { service, key, id } => {
                 let position = Position::new(service, key);

@@ -393,7 +393,7 @@ impl fmt::Display for BriefResponse<'_> {
                 let count = changed.items.len();
                 write!(f, "{how} of {} up to {}: {count}", changed.range, changed.at)
             }
-            Response::History(versions) => write!(f, "{} versions", versions.len()),
+            Response::History(history) => write!(f, "{} versions", history.versions.len()),
             Response::Request(None) => f.write_str("request not remembered"),
             Response::Request(Some(written)) => write!(f, "request made version {}", written.version),
             Response::Map(view) => write!(f, "map of {} shards", view.shards.len()),

@@ -13,6 +13,7 @@ pub mod schema;
 pub(super) mod subject;
 pub mod tentative;
 pub mod timer;
+pub mod traces;
 
 #[cfg(test)]
 mod index_tests;

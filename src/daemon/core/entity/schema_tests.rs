@@ -11,7 +11,9 @@ use super::message::*;
 use super::outbox::acknowledge;
 use super::schema::{self, BySchema};
 use super::testing::Rows;
+use super::traces;
 use crate::protocol::activity::{ActivityAction, Body, Sent};
+use crate::protocol::change::{Trace, TraceState};
 use crate::protocol::error::Code;
 use crate::protocol::id::{RequestId, ShardId};
 use crate::protocol::key::{Position, RowKind, split_partner_rest, split_row_key};
@@ -402,6 +404,49 @@ fn what_is_refused_is_parked_until_it_is_sent_again_or_given_up() {
     assert_eq!((parked(&world), told(&world)), (Vec::new(), 0));
     let tally: Option<Tally> = read_row(&tally_row(&campaign), &world.rows).expect("rows");
     assert_eq!(tally, None);
+}
+
+#[test]
+fn the_history_tells_of_messages_as_far_as_rows_do() {
+    let mut world = World::new(1);
+    let campaign = Position::new("campaign", "c-1");
+    let told = |world: &World, of: &Position| -> Vec<(bool, String, String, Option<u64>, TraceState)> {
+        let versions = machine::history(of, &world.rows).expect("rows");
+        let traces = traces::traces(of, &versions, &world.rows).expect("rows");
+        let with = |trace: &Trace| trace.with.parts().1.unwrap_or("").to_owned();
+        let mut all: Vec<_> = traces
+            .into_iter()
+            .map(|trace| (trace.sent, with(&trace), trace.action, trace.version, trace.state))
+            .collect();
+        all.sort_by(|one, other| (one.0, &one.1, one.3).cmp(&(other.0, &other.1, other.3)));
+        all
+    };
+    let profiles = r#"[{"key":"p-1"},{"key":"p-2","locked":true}]"#;
+    world.put("campaign", "c-1", &format!(r#"{{"name":"a","profiles":{profiles}}}"#));
+    let sent = |key: &str, action: &str, version, state: TraceState| {
+        (true, key.to_owned(), action.to_owned(), Some(version), state)
+    };
+    let pending = ["p-1", "p-2"].map(|key| sent(key, "put", 1, TraceState::Pending));
+    assert_eq!(told(&world, &campaign), pending);
+    world.settle();
+    world.patch("campaign", "c-1", r#"{"status":"paused"}"#);
+    world.settle();
+    let of_children = told(&world, &campaign);
+    let (had, of_own): (Vec<_>, Vec<_>) = of_children.into_iter().partition(|told| !told.0);
+    let parked = TraceState::Parked("the profile is locked".to_owned());
+    let expected = [
+        sent("p-1", "put", 1, TraceState::Applied),
+        sent("p-1", "pause", 2, TraceState::Applied),
+        sent("p-2", "put", 1, TraceState::Applied),
+        sent("p-2", "pause", 2, parked),
+    ];
+    assert_eq!(of_own, expected);
+    // A child's `attach` changes no document; the refusal made the version in which the campaign says so.
+    assert!(had.iter().any(|told| told.1 == "p-2" && told.3 == Some(3)), "{had:?}");
+    let profile = Position::new("profile", "p-1");
+    let had: Vec<_> = told(&world, &profile).into_iter().filter(|told| !told.0).collect();
+    let versions: Vec<_> = had.iter().map(|told| (told.1.as_str(), told.3)).collect();
+    assert_eq!(versions, [("c-1", Some(1)), ("c-1", Some(2))]);
 }
 
 #[test]
