@@ -12,8 +12,8 @@ use super::exit::{self, CtlError};
 use super::ops::severe;
 use super::output::{self, Format, Listing, timestamp};
 use super::pairs::{self, Verdict, outstanding};
-use super::tentative::{Named, dash, named, now_ms};
-use super::{Ended, Environment, journal};
+use super::tentative::{Named, dash, named, now_ms, pages, typed};
+use super::{Ended, Environment, amounts, journal};
 use crate::client::{Client, ClientError, ListQuery};
 use crate::protocol::activity::{
     ActivityAction, ActivityFilter, ActivityItem, ActivityView, Body, MessageView, ParkedView, PartnerView, Rejection,
@@ -45,7 +45,7 @@ pub enum MessageCommand {
         /// The same as --state parked
         #[arg(long, conflicts_with = "state")]
         parked: bool,
-        /// Only pairs whose oldest message has waited for so long
+        /// Only pairs whose oldest message has waited, or was refused and parked, for so long
         #[arg(long, value_parser = span, value_name = "SPAN")]
         older_than: Option<Duration>,
         /// At most this many
@@ -91,7 +91,7 @@ pub enum MessageCommand {
         #[arg(long, value_name = "SERVICE/KEY")]
         confirm: Option<String>,
     },
-    /// Ask both ends of pairs and report those that can't both be right
+    /// Ask both ends of pairs and report those that can't both be right, over messages or over amounts set aside
     #[command(before_help = "Examples:\n  isxctl activity audit\n  isxctl activity audit --of campaign --sample 1000")]
     Audit {
         /// Only pairs in which this service sends or receives
@@ -283,7 +283,8 @@ struct Wanted {
 impl Wanted {
     fn wants(&self, item: &ActivityItem, now: u64) -> bool {
         let is_old = |limit: &Duration| {
-            let since = item.sends.oldest_ms;
+            let refused = item.sends.refused.as_ref().map(|(_, since)| *since);
+            let since = item.sends.oldest_ms.or(refused);
             since.is_some_and(|since| u128::from(now.saturating_sub(since)) >= limit.as_millis())
         };
         self.with.as_ref().is_none_or(|with| with.is(&item.to))
@@ -867,7 +868,7 @@ async fn pair_of(client: &Client, act: &Act) -> Result<(SendView, ActivityView),
     let sends = view.pairs.first().and_then(|pair| pair.sends.clone());
     let none = || {
         let text = format!("{} has no session open with {}", named(&from), named(&to));
-        CtlError::new(exit::NOT_FOUND, text).next(format!("isxctl activity show {}", named(&from)))
+        CtlError::new(exit::NOT_FOUND, text).next(format!("isxctl activity show {}", typed(&from)))
     };
     Ok((sends.ok_or_else(none)?, view))
 }
@@ -901,9 +902,10 @@ async fn retry(env: &Environment, act: &Act, message: Option<MessageName>) -> En
         let (number, session) = (name.number, name.session.unwrap_or(sends.session));
         let known = |parked: &&ParkedView| (parked.session, parked.number) == (session, number);
         let Some(parked) = view.parked.iter().find(known) else {
-            let (from, to) = (named(&act.entity.position()), named(&act.partner.position()));
-            let text = format!("{from} has no message {session}.{number} that {to} refused and that is parked");
-            let see = format!("isxctl activity show {from} {to}");
+            let (from, to) = (act.entity.position(), act.partner.position());
+            let (one, other) = (named(&from), named(&to));
+            let text = format!("{one} has no message {session}.{number} that {other} refused and that is parked");
+            let see = format!("isxctl activity show {} {}", typed(&from), typed(&to));
             return Err(CtlError::new(exit::NOT_FOUND, text).next(see));
         };
         let taken = Taken::of_parked(parked, ("sent again", "would be sent again"));
@@ -977,7 +979,7 @@ async fn take_back(env: &Environment, act: &Act, name: Option<MessageName>, conf
             return Ok((sends, taken, Some(id)));
         }
         let number = name.map_or(sends.acked + 1, |name| name.number);
-        let see = format!("isxctl activity show {} {}", named(&from), named(&to));
+        let see = format!("isxctl activity show {} {}", typed(&from), typed(&to));
         if number <= sends.acked || number >= sends.next || !name.is_none_or(is_open) {
             let text = format!(
                 "{} has no message {} outstanding for {}",
@@ -1068,6 +1070,7 @@ fn print_change(
         }
         return env.print_json(&object);
     }
+    let pair = || format!("{} {}", typed(&act.entity.position()), typed(&act.partner.position()));
     let request = id.map_or_else(String::new, |id| format!("   request {id}"));
     match &taken {
         Some(taken) => {
@@ -1090,9 +1093,9 @@ fn print_change(
     if act.dry_run {
         env.say("dry run: nothing changed");
     } else if verb == "park" {
-        env.say(&format!("go on with  isxctl activity unpark {from} {to}"));
+        env.say(&format!("go on with  isxctl activity unpark {}", pair()));
     } else {
-        env.say(&format!("follow      isxctl activity show {from} {to}"));
+        env.say(&format!("follow      isxctl activity show {}", pair()));
     }
     Ok(exit::OK)
 }
@@ -1140,6 +1143,9 @@ struct Found {
     agree: usize,
     under_way: usize,
     moving: usize,
+    /// Holders whose ledger was compared with what its requesters say, and these.
+    holders: usize,
+    requesters: usize,
     disagree: BTreeMap<Pair, Vec<String>>,
     unknown: BTreeMap<Pair, String>,
 }
@@ -1155,6 +1161,19 @@ impl Found {
             }
             Err(error) => {
                 self.unknown.insert(pair, error.to_string());
+            }
+        }
+    }
+
+    fn note_amounts(&mut self, holder: Position, complaints: Result<amounts::Complaints, CtlError>) {
+        match complaints {
+            Ok(complaints) => {
+                for (of, what) in complaints {
+                    self.disagree.entry((of, holder.clone())).or_default().extend(what);
+                }
+            }
+            Err(error) => {
+                self.unknown.insert((holder.clone(), holder), error.message);
             }
         }
     }
@@ -1185,6 +1204,8 @@ async fn audit(env: &Environment, of: Option<&str>, sample: Option<usize>) -> En
         ("moving", json!(found.moving)),
         ("disagree", json!(found.disagree.len())),
         ("notKnown", json!(found.unknown.len())),
+        ("holders", json!(found.holders)),
+        ("requesters", json!(found.requesters)),
         ("sampled", json!(sample.is_some())),
     ];
     let wrong = found
@@ -1200,7 +1221,7 @@ async fn audit(env: &Environment, of: Option<&str>, sample: Option<usize>) -> En
     if let Some((from, to)) = found.disagree.keys().next() {
         listing
             .next
-            .push(format!("isxctl activity show {} {}", named(from), named(to)));
+            .push(format!("isxctl activity show {} {}", typed(from), typed(to)));
     }
     let is_table = matches!(env.format(), Format::Table | Format::Wide);
     if !listing.rows.is_empty() || !is_table {
@@ -1222,6 +1243,12 @@ async fn audit(env: &Environment, of: Option<&str>, sample: Option<usize>) -> En
     }
     if !found.unknown.is_empty() {
         text += &format!(", {} can't be asked", found.unknown.len());
+    }
+    if found.holders > 0 {
+        text += &format!(
+            "\namounts set aside compared at holders and requesters: {} and {}",
+            found.holders, found.requesters
+        );
     }
     if is_table {
         env.print(&format!("{text}\n"))?;
@@ -1246,6 +1273,8 @@ async fn audited(
         .collect();
     let bar = env.progress(None, "{spinner} {msg}");
     let mut drawn: Sample<Pair> = Sample::new(sample);
+    // By either end: holder, then requester.
+    let mut tentative: Sample<Pair> = Sample::new(sample);
     // What is sent to the service is told by its senders, which may be any.
     for (from, to) in ranges(client, None)? {
         bar.set_message(format!("reading what {} sends", from.parts().0));
@@ -1253,11 +1282,22 @@ async fn audited(
             let is_wanted = |position: &Position| of.is_none_or(|of| position.parts().0 == of);
             if is_wanted(&item.from) || is_wanted(&item.to) {
                 let name = [&item.from.0[..], &[0], &item.to.0[..]].concat();
+                if item.sends.open > 0 {
+                    let name = [&item.to.0[..], &[0], &item.from.0[..]].concat();
+                    tentative.offer((item.to.clone(), item.from.clone()), &name);
+                }
                 drawn.offer((item.from, item.to), &name);
             }
             true
         };
-        walk(client, from, &to, ActivityFilter::All, &mut take).await?;
+        walk(client, from.clone(), &to, ActivityFilter::All, &mut take).await?;
+        for item in pages(client, from, to).await?.items {
+            let is_wanted = |position: &Position| of.is_none_or(|of| position.parts().0 == of);
+            if is_wanted(&item.holder) || is_wanted(&item.requester) {
+                let name = [&item.holder.0[..], &[0], &item.requester.0[..]].concat();
+                tentative.offer((item.holder, item.requester), &name);
+            }
+        }
     }
     // A receiver that remembers what its sender has forgotten is found at the receiver only.
     let mut receivers: Sample<Position> = Sample::new(sample);
@@ -1327,6 +1367,22 @@ async fn audited(
         };
         let (pair, verdict) = answered.map_err(|error| CtlError::from_error(exit::UNEXPECTED, &error))?;
         found.note(pair, verdict);
+        bar.inc(1);
+    }
+    bar.finish_and_clear();
+    let mut holders: BTreeMap<Position, BTreeSet<Position>> = BTreeMap::new();
+    for (holder, requester) in tentative.into_items() {
+        holders.entry(holder).or_default().insert(requester);
+    }
+    let bar = env.progress(
+        Some(holders.len() as u64),
+        "{bar:30} {pos} of {len} ledgers, {eta} left",
+    );
+    for (holder, requesters) in holders {
+        found.holders += 1;
+        found.requesters += requesters.len();
+        let complaints = amounts::compare(client, &holder, &requesters).await;
+        found.note_amounts(holder, complaints);
         bar.inc(1);
     }
     bar.finish_and_clear();

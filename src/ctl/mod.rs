@@ -4,6 +4,7 @@
 //! client library and nothing else of isx, but for `dev` and `cluster init`, which write configurations and start
 //! processes, and `simulate`, which calls the planner.
 mod activity;
+mod amounts;
 pub mod args;
 pub mod bench;
 mod children;

@@ -386,7 +386,7 @@ async fn list_operations(env: &Environment, entity: &Named) -> Ended {
 
 // --- the ledger ------------------------------------------------------------------------------------------------
 
-async fn pages(client: &Client, from: Position, to: Position) -> Result<LedgerPage, CtlError> {
+pub(super) async fn pages(client: &Client, from: Position, to: Position) -> Result<LedgerPage, CtlError> {
     let mut all = LedgerPage::default();
     let (mut from, mut resume) = (from, bytes::Bytes::new());
     loop {
@@ -593,6 +593,16 @@ fn waiting_for(requesters: &BTreeMap<Position, u64>) -> String {
 pub(super) fn named(position: &Position) -> String {
     let (service, key) = position.parts();
     format!("{service}/{}", key.unwrap_or(""))
+}
+
+/// The same, as a shell takes it: the name of an index's entry has a blank in it.
+pub(super) fn typed(position: &Position) -> String {
+    let name = named(position);
+    let is_plain = |c: char| c.is_ascii_alphanumeric() || "/-_.:~".contains(c);
+    if name.chars().all(is_plain) {
+        return name;
+    }
+    format!("'{}'", name.replace('\'', r"'\''"))
 }
 
 pub(super) fn dash(text: &str) -> String {
