@@ -13,7 +13,7 @@ use crate::protocol::codec;
 use crate::protocol::id::RequestId;
 use crate::protocol::key::{Position, RowKind, row_key, split_partner_rest, split_row_key, work_key};
 
-/// All that rows tell, the newest first; of the rows of each kind at most [`ROWS_MAX`].
+/// All that rows tell, the newest first; of the rows of each kind at most 1,000 are looked at.
 pub fn traces(entity: &Position, versions: &[Version], state: &dyn State) -> Result<Vec<Trace>, StateError> {
     let mut sent = BTreeMap::new();
     let made_by = |id: RequestId| versions.iter().find(|version| version.request == Some(id));
