@@ -43,8 +43,8 @@ pub struct BenchArgs {
     /// Bytes of each document
     #[arg(long, default_value_t = 300, value_parser = clap::value_parser!(u32).range(20..=1_000_000))]
     pub value_bytes: u32,
-    /// Number of different keys, chosen uniformly
-    #[arg(long, default_value_t = 100_000, value_parser = clap::value_parser!(u32).range(1..))]
+    /// Number of different keys, chosen uniformly; 300 where nothing else is said with `--workload activity`
+    #[arg(long, default_value_if("workload", "activity", "300"), default_value_t = 100_000, value_parser = clap::value_parser!(u32).range(1..))]
     pub keys: u32,
     /// Seconds to measure; Ctrl-C ends it earlier, with the report
     #[arg(long, default_value_t = 10)]
@@ -55,8 +55,8 @@ pub struct BenchArgs {
     /// Seed of keys and documents
     #[arg(long, default_value_t = 1)]
     pub seed: u64,
-    /// Put every key once before the load starts
-    #[arg(long)]
+    /// Put every key once before the load starts; always with `--workload activity`, whose messages need both ends
+    #[arg(long, default_value_if("workload", "activity", "true"))]
     pub preload: bool,
     /// Remember every acknowledged write and read all of them back at the end; exit 1 if one is lost
     #[arg(long)]
