@@ -1,6 +1,7 @@
 //! What entities have with one another, for operators: messages outstanding, both ends of a pair compared, and what one
 //! can do about a message that does not get on.
 use std::collections::{BTreeMap, BTreeSet};
+use std::hash::{BuildHasher, RandomState};
 use std::time::Duration;
 
 use clap::{Args, Subcommand, ValueEnum};
@@ -1105,7 +1106,7 @@ fn print_change(
 /// So many of a stream of items, each as likely as the others.
 struct Sample<T> {
     size: Option<usize>,
-    salt: u64,
+    keys: RandomState,
     kept: BTreeSet<(u64, T)>,
 }
 
@@ -1113,18 +1114,15 @@ impl<T: Ord> Sample<T> {
     fn new(size: Option<usize>) -> Self {
         Self {
             size,
-            salt: RequestId::random().0 as u64,
+            keys: RandomState::new(),
             kept: BTreeSet::new(),
         }
     }
 
     /// Keeps those whose names have the smallest hashes: an item that comes twice counts once.
     fn offer(&mut self, item: T, name: &[u8]) {
-        // FNV-1a: without the salt everybody would look at the same pairs every time.
-        let step = |hash: u64, byte: &u8| (hash ^ u64::from(*byte)).wrapping_mul(0x0100_0000_01b3);
-        let hash = name.iter().fold(self.salt ^ 0xcbf2_9ce4_8422_2325, step);
-        // Its low bits know more than its high ones.
-        self.kept.insert((hash.rotate_left(32) ^ hash, item));
+        // Keyed at random: otherwise everybody would look at the same pairs every time.
+        self.kept.insert((self.keys.hash_one(name), item));
         if self.size.is_some_and(|size| self.kept.len() > size) {
             self.kept.pop_last();
         }
