@@ -123,7 +123,7 @@ fn meta(shard: u64, applied: u64) -> ReplicaMeta {
             vote: 0,
             commit: applied,
         },
-        ..replica::first_meta(descriptor, 0)
+        ..replica::first_meta(descriptor, Default::default())
     }
 }
 

@@ -410,6 +410,14 @@ fn finds_a_drop_of_what_was_written_meanwhile() {
     panic!("nobody noticed {bug:?}");
 }
 
+/// A planted bug: all entities of a merged shard go on with the clock that was ahead, which months were booked in that the
+/// others had lost.
+#[test]
+fn finds_a_clock_that_a_merge_sets_forward() {
+    let plan = Plan::only(&[Fault::Leap, Fault::Leap, Fault::Crash, Fault::Isolate]);
+    finds(Bug::MergeForgetsClock, plan, &[Property::Ledger]);
+}
+
 /// A planted bug: after a split the right half does not know any more what its entities have had.
 #[test]
 fn finds_marks_that_do_not_follow_a_split() {

@@ -8,6 +8,7 @@ use super::op::Pace;
 use super::parcel::{Parcel, Receipt};
 use super::request::{Request, Response, RouteHint};
 use super::schema::bundle::Bundle;
+use super::shard_clock::ShardClock;
 use super::shard_map::{MapView, ShardDescriptor};
 
 /// A frame from node to node.
@@ -253,8 +254,8 @@ pub struct SnapshotHeader {
 pub struct SnapshotManifest {
     /// The shard as of the snapshot's index.
     pub shard: ShardDescriptor,
-    /// The shard's own clock, see `daemon::core`. Unit: ms.
-    pub shard_time_ms: u64,
+    /// Its clock.
+    pub clock: ShardClock,
     /// Entities in the shard.
     pub entities: u64,
     /// Bytes of keys and documents in the shard.

@@ -17,6 +17,7 @@ pub mod operator;
 pub mod parcel;
 pub mod request;
 pub mod schema;
+pub mod shard_clock;
 pub mod shard_map;
 pub mod target;
 pub mod tentative;

@@ -699,12 +699,6 @@ impl Node {
                 self.hint_for(position),
             )
         };
-        let context = Context {
-            shard: replica.shard.id,
-            wall_ms: self.clock.wall_ms,
-            shard_time_ms: replica.shard_time_ms,
-            change_at: 0,
-        };
         if replica.is_quarantined() {
             return Ok((Response::Error(super::replica::not_leader()), None));
         }
@@ -762,6 +756,12 @@ impl Node {
                 if !replica.shard.range.contains(&position) {
                     return Ok(stale(&position));
                 }
+                let context = Context {
+                    shard: replica.shard.id,
+                    wall_ms: self.clock.wall_ms,
+                    shard_time_ms: replica.clock.at(&position),
+                    change_at: 0,
+                };
                 match machine::show_request(service, key, *id, context, state)? {
                     Some(Err(error)) => (Response::Error(error), None),
                     Some(Ok(written)) => (Response::Request(Some(written)), None),
@@ -829,7 +829,8 @@ impl Node {
                     resume,
                     limit: *limit as usize,
                     range: &replica.shard.range,
-                    clock_ms: replica.clock(self.clock.now).0,
+                    clock: &replica.clock,
+                    now_ms: replica.clock_now(self.clock.now).0,
                 };
                 let rules = self.judge_to_read(replica)?;
                 let page = entity::ledger::page(&query, &rules, state)?;

@@ -11,6 +11,7 @@ use crate::protocol::id::{ClusterId, NodeId, ReplicaId, ShardId};
 use crate::protocol::key::KeyRange;
 use crate::protocol::message::ChunkHash;
 use crate::protocol::schema::bundle::Bundle;
+use crate::protocol::shard_clock::ShardClock;
 use crate::protocol::shard_map::ShardDescriptor;
 
 /// Applied rows: the memtable over the state file. The driver gives it to each step.
@@ -94,8 +95,8 @@ pub struct ReplicaMeta {
     pub applied_term: u64,
     /// Log writes up to here hold nothing that counts for this replica (it was replaced by a snapshot since).
     pub log_from: LogSeq,
-    /// The shard's own clock. Unit: ms.
-    pub shard_time_ms: u64,
+    /// The shard's own clock.
+    pub clock: ShardClock,
     /// Entities in the shard.
     pub entities: u64,
     /// Bytes of keys and documents in the shard.

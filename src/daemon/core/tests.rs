@@ -81,6 +81,7 @@ struct Cluster {
 }
 
 mod absorbed;
+mod clocks;
 mod damage;
 mod dropping;
 mod operator;

@@ -11,6 +11,7 @@ use crate::daemon::core::entity::message::{Letter, read_row};
 use crate::daemon::core::entity::tentative::{self, Reservation, Sums};
 use crate::daemon::core::event::Event;
 use crate::daemon::core::state::{State, StateError};
+use crate::daemon::core::time::{Span, Time};
 use crate::protocol::activity::{Body, OperationState};
 use crate::protocol::codec;
 use crate::protocol::key::{Position, RowKind, row_key};
@@ -29,6 +30,9 @@ pub struct Bank {
 struct Operation {
     holder: Position,
     amount: i64,
+    /// When it was asked for, and for how long.
+    since: Time,
+    ttl: Span,
     /// As the holder decided last.
     state: Option<OperationState>,
 }
@@ -41,7 +45,7 @@ struct Pool {
 
 impl Bank {
     /// A replica has applied something. True if it is about a holder's decision, whose rows are then worth a look.
-    pub fn see(&mut self, event: &Event) -> Result<Option<Position>, Violation> {
+    pub fn see(&mut self, event: &Event, now: Time) -> Result<Option<Position>, Violation> {
         let Event::Message {
             delivered: false,
             from,
@@ -59,10 +63,17 @@ impl Bank {
         };
         let is_new = |bank: &mut Self| bank.seen.insert((from.clone(), to.clone(), *session, *number));
         match letter.body {
-            Body::Reserve { operation, amount, .. } if is_new(self) => {
+            Body::Reserve {
+                operation,
+                amount,
+                ttl_ms,
+                ..
+            } if is_new(self) => {
                 let known = Operation {
                     holder: to.clone(),
                     amount,
+                    since: now,
+                    ttl: Span::millis(ttl_ms),
                     state: None,
                 };
                 if let Some(known) = self.operations.insert((from.clone(), operation), known) {
@@ -73,7 +84,7 @@ impl Bank {
             }
             Body::Decided { operation, state, .. } => {
                 if is_new(self) {
-                    self.decided(from, to, operation, state)?;
+                    self.decided(from, to, operation, state, now)?;
                 }
                 Ok(Some(from.clone()))
             }
@@ -87,12 +98,18 @@ impl Bank {
         requester: &Position,
         operation: u64,
         state: OperationState,
+        now: Time,
     ) -> Result<(), Violation> {
         let known = self.operations.get_mut(&(requester.clone(), operation));
         let Some(known) = known.filter(|known| known.holder == *holder) else {
             let text = format!("{holder} says {state} of operation {operation}, which {requester} has not begun");
             return Err(Violation::new(Property::Ledger, text));
         };
+        // Clocks of nodes may differ from the world's by a little.
+        if state == OperationState::Expired && now.since(known.since).0 < known.ttl.0 / 10 * 9 {
+            let text = format!("{holder} says {state} of operation {operation} of {requester} at {now:?}: {known:?}");
+            return Err(Violation::new(Property::Ledger, text));
+        }
         let pool = self.pools.entry(holder.clone()).or_default();
         match (known.state, state) {
             (None, OperationState::Declined) => {}
@@ -273,7 +290,9 @@ mod tests {
         use OperationState::{Confirmed, Expired, Reserved};
         let run = |events: &[Event]| {
             let mut bank = Bank::default();
-            let result = events.iter().try_for_each(|event| bank.see(event).map(|_| ()));
+            let at = |n: usize| Time(0) + Span::millis(n as u64);
+            let mut events = events.iter().enumerate();
+            let result = events.try_for_each(|(n, event)| bank.see(event, at(n)).map(|_| ()));
             (result.is_ok(), bank.open().is_some())
         };
         let most = reserve(1, BUDGET_MAX);
@@ -294,6 +313,16 @@ mod tests {
         ];
         for events in bad {
             assert!(!run(events).0, "{events:?}");
+        }
+    }
+
+    #[test]
+    fn nothing_is_given_back_before_its_time() {
+        for (ended, is_right) in [(Time(0) + Span::millis(1), true), (Time(0) + Span::micros(800), false)] {
+            let mut bank = Bank::default();
+            let mut see = |event: &Event, at| bank.see(event, at).is_ok();
+            assert!(see(&reserve(1, 5), Time(0)) && see(&decided(1, 1, OperationState::Reserved), Time(0)));
+            assert_eq!(see(&decided(2, 1, OperationState::Expired), ended), is_right);
         }
     }
 }

@@ -58,7 +58,7 @@ fn meta(shard: ShardId, applied: u64) -> ReplicaMeta {
         applied,
         applied_term: 1,
         log_from: LogSeq(0),
-        shard_time_ms: 0,
+        clock: Default::default(),
         entities: 0,
         bytes: 0,
         written_off: false,

@@ -14,6 +14,7 @@ use super::timer;
 use crate::daemon::core::state::{State, StateError};
 use crate::protocol::codec;
 use crate::protocol::key::{KeyRange, Position, RowKind, row_key, split_row_key, work_start};
+use crate::protocol::shard_clock::ShardClock;
 use crate::protocol::tentative::{LedgerItem, LedgerPage, LedgerPool};
 
 /// What is asked for.
@@ -24,7 +25,9 @@ pub(in crate::daemon::core) struct Query<'a> {
     pub limit: usize,
     /// The shard's.
     pub range: &'a KeyRange,
-    pub clock_ms: u64,
+    pub clock: &'a ShardClock,
+    /// What that shows now.
+    pub now_ms: u64,
 }
 
 /// A page of the ledger.
@@ -78,8 +81,7 @@ pub(in crate::daemon::core) fn page(
                 pools(&entity, rules, state, &mut page)?;
                 holder = Some(entity.clone());
             }
-            page.items
-                .extend(item(&entity, requester, operation, query.clock_ms, state)?);
+            page.items.extend(item(&entity, requester, operation, query, state)?);
         }
         match go_on {
             Some(next) if page.next.is_none() => start = next,
@@ -96,7 +98,7 @@ fn item(
     holder: &Position,
     requester: Position,
     operation: u64,
-    clock_ms: u64,
+    query: &Query<'_>,
     state: &dyn State,
 ) -> Result<Option<LedgerItem>, StateError> {
     let rest = tentative::reservation_rest(&requester, operation);
@@ -109,7 +111,7 @@ fn item(
         amount: known.amount,
         since_ms: known.since_ms,
         until_ms: known.until_ms,
-        is_past: known.due_ms <= clock_ms,
+        is_past: query.clock.when_due(holder, known.due_ms) <= query.now_ms,
     }))
 }
 

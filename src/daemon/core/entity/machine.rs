@@ -37,7 +37,7 @@ pub struct Context {
     pub shard: ShardId,
     /// The leader's wall clock. Unit: ms since 1970.
     pub wall_ms: u64,
-    /// The shard's clock. Unit: ms.
+    /// The shard's clock for the entity, see `protocol::shard_clock`. Unit: ms.
     pub shard_time_ms: u64,
     /// The place in the shard's history that a change gets.
     pub change_at: u64,
@@ -385,7 +385,7 @@ fn remember(
     state: &mut dyn State,
 ) -> Result<(), StateError> {
     let now = known.shard_time_ms;
-    // A merge may turn the shard's clock back: buckets need not come in order.
+    // A clock of many parts may be turned back a little by a merge: buckets need not come in order.
     let widen = |head: &mut Head, bucket: u64| {
         let (first, last) = head.overflow.unwrap_or((bucket, bucket));
         head.overflow = Some((first.min(bucket), last.max(bucket)));

@@ -21,6 +21,7 @@ use crate::protocol::id::{RequestId, ShardId};
 use crate::protocol::key::{KeyRange, Position, RowKind, row_key, split_partner_rest, split_row_key};
 use crate::protocol::parcel::{Content, Parcel, Receipt};
 use crate::protocol::request::{Change, Condition, Entity, Write, Written};
+use crate::protocol::shard_clock::ShardClock;
 use crate::protocol::tentative::*;
 
 /// A budget that others may reserve of, and nothing else.
@@ -246,7 +247,8 @@ impl World {
                 resume: &resume,
                 limit,
                 range: &range,
-                clock_ms: self.clock_ms,
+                clock: &ShardClock::default(),
+                now_ms: self.clock_ms,
             };
             let page = ledger::page(&query, &Budget, &self.rows).expect("rows");
             assert!(page.items.len() <= limit);

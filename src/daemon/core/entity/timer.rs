@@ -1,4 +1,4 @@
-//! What is to happen to an entity at a time of its shard's clock.
+//! What is to happen to an entity at a time of its shard's clock for it.
 //!
 //! A timer is a row of the work space: the entity, what for, and when. Whoever sets it again or takes it away changes that
 //! row, in the same entry as all else; a [`Timer`] that was proposed for the row as it was then finds another and does
@@ -24,7 +24,7 @@ pub struct Timer {
     pub entity: Position,
     /// What for: the rest of the row's key.
     pub what: Bytes,
-    /// When, by the shard's clock. Unit: ms.
+    /// When, by the shard's clock for the entity. Unit: ms.
     pub due_ms: u64,
 }
 

@@ -29,14 +29,8 @@ impl Node {
                 .map_err(|error| StateError::Io(format!("entry {} of {shard}: {error}", entry.index)))?;
             if replica.shard.frozen.is_none() {
                 // Behind a freeze nothing changes: copies are taken over at different indexes.
-                replica.shard_time_ms += payload.elapsed_ms;
+                replica.clock.advance(payload.elapsed_ms);
             }
-            let context = Context {
-                shard,
-                wall_ms: payload.wall_ms,
-                shard_time_ms: replica.shard_time_ms,
-                change_at: 0,
-            };
             if let Some((proposed, waiters)) = &ours {
                 self.write_took(self.clock.now.since(*proposed), waiters);
             }
@@ -61,7 +55,7 @@ impl Node {
                         }
                         continue;
                     }
-                    _ => match self.apply_command(replica, entry, command, context, state, effects) {
+                    _ => match self.apply_command(replica, entry, command, payload.wall_ms, state, effects) {
                         Err(StateError::Checksum { key }) => {
                             self.write_off(replica, format!("row {key} fails its checksum"), effects);
                             let id = waiting.map(|waiting| waiting.id).unwrap_or_default();
@@ -93,13 +87,14 @@ impl Node {
         for command in payload.commands {
             let Command::Write(mut write) = command else { continue };
             write.id.0 ^= 1;
+            let position = Position::new(&write.service, &write.key);
             let context = Context {
                 shard: replica.shard.id,
                 wall_ms: payload.wall_ms,
-                shard_time_ms: replica.shard_time_ms,
+                shard_time_ms: replica.clock.at(&position),
                 change_at: replica.history + 1,
             };
-            if replica.shard.range.contains(&Position::new(&write.service, &write.key)) {
+            if replica.shard.range.contains(&position) {
                 let rules = self.judge_by(&replica.schema, replica.shard.range.service())?;
                 let _ = machine::apply(&write, context, &rules, state, &mut Delta::default())?;
             }
@@ -122,7 +117,7 @@ impl Node {
         replica: &mut Replica,
         entry: &Committed,
         command: &Command,
-        context: Context,
+        wall_ms: u64,
         state: &mut dyn State,
         effects: &mut Effects,
     ) -> Result<(Response, Option<Box<RouteHint>>), StateError> {
@@ -132,7 +127,7 @@ impl Node {
                 if replica.shard.frozen.is_some() {
                     return Ok((Response::Error(merge::frozen(&replica.shard)), None));
                 }
-                if let Some(error) = hold::refusal(&replica.shard, context.shard_time_ms) {
+                if let Some(error) = hold::refusal(&replica.shard, replica.clock.now_ms()) {
                     return Ok((Response::Error(error), None));
                 }
                 if !replica.shard.range.contains(&position) && !self.lingers(replica.shard.id, &position) {
@@ -140,10 +135,7 @@ impl Node {
                     let hint = self.hint_for(&position);
                     return Ok((Response::Error(WireError::new(Code::StaleRoute, text)), hint));
                 }
-                let context = Context {
-                    change_at: replica.next_place(),
-                    ..context
-                };
+                let context = replica.context(&position, wall_ms);
                 if self.skips(replica, entry, &write.change) {
                     return Ok((outcome_unknown(write.id), None));
                 }
@@ -168,7 +160,7 @@ impl Node {
                 into,
                 left_epoch,
                 ..
-            } => match hold::refusal(&replica.shard, context.shard_time_ms) {
+            } => match hold::refusal(&replica.shard, replica.clock.now_ms()) {
                 Some(error) => Response::Error(error),
                 None if *into == DIRECTORY_SHARD
                     && replica.shard.frozen.is_none()
@@ -179,7 +171,7 @@ impl Node {
                 }
                 None => self.apply_freeze(replica, entry, *epoch, *into, *left_epoch, effects),
             },
-            Command::Hold { for_ms, .. } => self.apply_hold(replica, *for_ms, context, effects),
+            Command::Hold { for_ms, .. } => self.apply_hold(replica, *for_ms, wall_ms, effects),
             Command::Thaw { proof, .. } => self.apply_thaw(replica, proof, effects),
             Command::BumpEpoch { epoch, .. } => self.apply_bump(replica, *epoch),
             Command::Verify { by, from, rows } => {
@@ -194,19 +186,19 @@ impl Node {
                 return Ok((Response::Error(merge::frozen(&replica.shard)), None));
             }
             Command::Deliver(_) | Command::Due(_)
-                if let Some(error) = hold::refusal(&replica.shard, context.shard_time_ms) =>
+                if let Some(error) = hold::refusal(&replica.shard, replica.clock.now_ms()) =>
             {
                 return Ok((Response::Error(error), None));
             }
-            Command::Deliver(parcels) => self.apply_deliver(replica, entry, parcels, context, state, effects)?,
+            Command::Deliver(parcels) => self.apply_deliver(replica, entry, parcels, wall_ms, state, effects)?,
             Command::Acknowledge(all) => self.apply_acknowledge(replica, entry, all, state, effects)?,
             Command::Schema(schema) => self.apply_schema(replica, schema)?,
-            Command::Due(timers) => self.apply_due(replica, entry, timers, context, state, effects)?,
+            Command::Due(timers) => self.apply_due(replica, entry, timers, wall_ms, state, effects)?,
             Command::Directory(command) => {
                 let Some(directory) = self.directory.as_mut() else {
                     return Err(StateError::Io("a directory command outside the directory".to_owned()));
                 };
-                let response = directory.apply(command, context.wall_ms, state);
+                let response = directory.apply(command, wall_ms, state);
                 if let Response::Registered(node) = &response {
                     effects.push(Effect::Event(Event::Registered { node: node.id }));
                 }
@@ -266,6 +258,7 @@ impl Node {
         replica.entities -= entities;
         replica.bytes -= bytes;
         let mut changes = replica.changes.split_off(at);
+        let clock = replica.clock.split_off(at);
         if self.config.planted == PlantedBug::SplitForgetsChanges {
             changes.lose();
         }
@@ -283,7 +276,7 @@ impl Node {
                     // It was made by a peer's message and may have voted.
                     orphan.hard_state = Some(known.log().hard_state.clone());
                 }
-                let mut meta = replica::first_meta(right.clone(), replica.shard_time_ms);
+                let mut meta = replica::first_meta(right.clone(), clock);
                 meta.entities = entities;
                 meta.schema = replica.schema.clone();
                 meta.bytes = bytes;

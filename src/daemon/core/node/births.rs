@@ -53,7 +53,7 @@ impl Node {
                 self.births.wanted.push(shard);
                 continue;
             }
-            let mut meta = replica::first_meta(shard, 0);
+            let mut meta = replica::first_meta(shard, Default::default());
             meta.replica = id;
             effects.push(Effect::Install(Box::new(Install {
                 meta: meta.clone(),

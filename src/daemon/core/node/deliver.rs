@@ -14,7 +14,7 @@ impl Node {
         replica: &mut Replica,
         entry: &Committed,
         parcels: &[Parcel],
-        context: Context,
+        wall_ms: u64,
         state: &mut dyn State,
         effects: &mut Effects,
     ) -> Result<Response, StateError> {
@@ -28,10 +28,7 @@ impl Node {
                 receipts.push((parcel.slot, Receipt::Elsewhere(self.hint_for(&parcel.to))));
                 continue;
             }
-            let context = Context {
-                change_at: replica.next_place(),
-                ..context
-            };
+            let context = replica.context(&parcel.to, wall_ms);
             let planted = self.planted_parcel(parcel, state)?;
             let parcel = planted.as_ref().unwrap_or(parcel);
             let before = match self.config.planted {
@@ -104,7 +101,7 @@ impl Node {
             }
         }
         self.pairs_changed(replica.shard.id, delta.pairs);
-        self.timers_changed(replica.shard.id, delta.timers);
+        self.timers_changed(replica, delta.timers);
     }
 
     fn tell_delivered(

@@ -15,6 +15,7 @@ use crate::daemon::core::entity::timer::TimerNews;
 use crate::protocol::key::{KeyRange, RowKind, split_partner_rest, split_row_key, work_start};
 use crate::protocol::parcel::{Content, Parcel, Receipt};
 use crate::protocol::request::Request;
+use crate::protocol::shard_clock::ShardClock;
 
 /// All that a node has under way for entities whose shards it leads.
 #[derive(Debug, Default)]
@@ -268,7 +269,7 @@ impl Sender {
     }
 
     /// Reads some of the rows that the list is to be made of.
-    fn read_on(&mut self, now: Time, state: &dyn super::State) -> Result<(), StateError> {
+    fn read_on(&mut self, clock: &ShardClock, now: Time, state: &dyn super::State) -> Result<(), StateError> {
         let mut rows = 0;
         while let Some((start, end)) = self.unread.pop() {
             let mut go_on = None;
@@ -317,7 +318,7 @@ impl Sender {
                 let due_ms =
                     codec::decode(&value).map_err(|error| StateError::Io(format!("a timer of {entity}: {error}")))?;
                 let due_ms = Some(due_ms);
-                self.timers.learn(TimerNews { entity, what, due_ms });
+                self.timers.learn(TimerNews { entity, what, due_ms }, clock);
             }
             if let Some(next) = go_on.filter(|next| *next < end) {
                 self.unread.push((next, end));
@@ -544,15 +545,14 @@ impl Node {
         state: &dyn super::State,
         effects: &mut Effects,
     ) -> Result<(), StateError> {
-        if sender.unread.is_empty()
-            && sender.timers.is_used_up()
-            && let Some(replica) = self.replicas.get(&shard)
-        {
-            let [work, _] = replica.shard.range.row_ranges();
-            sender.unread.push(work);
-        }
-        if !sender.unread.is_empty() {
-            sender.read_on(now, state)?;
+        if let Some(replica) = self.replicas.get(&shard) {
+            if sender.unread.is_empty() && sender.timers.is_used_up() {
+                let [work, _] = replica.shard.range.row_ranges();
+                sender.unread.push(work);
+            }
+            if !sender.unread.is_empty() {
+                sender.read_on(&replica.clock, now, state)?;
+            }
         }
         self.confirm_tickets(shard, sender, now);
         for _ in 0..sender.ready.len().min(DISPATCH_PAIRS_MAX) {

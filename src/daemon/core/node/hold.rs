@@ -5,7 +5,6 @@
 //! its entities have sent goes on. Copies may be moved, made again and split meanwhile; only a merge has to wait.
 use super::{Node, busy, merge};
 use crate::daemon::core::effect::{Effect, Effects};
-use crate::daemon::core::entity::machine::Context;
 use crate::daemon::core::event::Event;
 use crate::daemon::core::replica::Replica;
 use crate::daemon::core::time::Time;
@@ -33,7 +32,7 @@ pub(super) fn refusal(shard: &ShardDescriptor, shard_time_ms: u64) -> Option<Wir
 /// The same for a leader, which need not trouble the log.
 pub(in crate::daemon::core) fn refusal_now(replica: &Replica, now: Time) -> Option<WireError> {
     replica.shard.held?;
-    let (clock, unbooked) = replica.clock(now);
+    let (clock, unbooked) = replica.clock_now(now);
     // Before the first entry of a term the shard's clock stands still: the log decides, and moves it.
     if unbooked.0 == 0 {
         return None;
@@ -72,15 +71,15 @@ impl Node {
         &mut self,
         replica: &mut Replica,
         for_ms: u64,
-        context: Context,
+        wall_ms: u64,
         effects: &mut Effects,
     ) -> Response {
         if let Some(error) = busy(&replica.shard) {
             return Response::Error(error);
         }
         let held = (for_ms > 0).then(|| Held {
-            until_ms: context.shard_time_ms.saturating_add(for_ms),
-            ends_ms: context.wall_ms.saturating_add(for_ms),
+            until_ms: replica.clock.now_ms().saturating_add(for_ms),
+            ends_ms: wall_ms.saturating_add(for_ms),
         });
         if replica.shard.held != held {
             replica.shard.held = held;

@@ -282,7 +282,7 @@ impl Node {
         if let Err(error) = check_merge(&left.shard, left_epoch, right) {
             return Ok(Response::Error(error));
         }
-        if let Some(error) = hold::refusal(&left.shard, left.shard_time_ms) {
+        if let Some(error) = hold::refusal(&left.shard, left.clock.now_ms()) {
             return Ok(Response::Error(error));
         }
         let Some(mut taken) = self.bring_to_freeze(right, seq, batch, state, effects)? else {
@@ -317,8 +317,7 @@ impl Node {
         let changes = std::mem::take(&mut taken.changes);
         left.changes.join(changes, &right.range.start, self.changes_bytes_max);
         self.may_remember(left.shard.id);
-        // The earlier of two clocks: what is remembered for a time must not be forgotten early.
-        left.shard_time_ms = left.shard_time_ms.min(taken.shard_time_ms);
+        self.take_clock(left, &taken.clock, &right.range.start);
         if taken.schema.revision > left.schema.revision {
             left.take_schema(taken.schema.clone());
         }

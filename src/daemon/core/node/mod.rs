@@ -164,6 +164,8 @@ pub enum PlantedBug {
     NamesBatchesAgain,
     /// A shard whose service is dropped is closed without a look at what is in it by then.
     ClosesUnseen,
+    /// All entities of a merged shard go on with the clock that was ahead.
+    MergeForgetsClock,
 }
 
 /// A service of a new cluster.

@@ -25,7 +25,8 @@ impl Node {
         let mine = shards
             .into_iter()
             .filter(|shard| shard.replica_on(self.config.node).is_some());
-        mine.map(|shard| replica::first_meta(shard, 0)).collect()
+        mine.map(|shard| replica::first_meta(shard, Default::default()))
+            .collect()
     }
 
     pub(super) fn founding(&self) -> (Vec<ServiceInfo>, Vec<ShardDescriptor>) {

@@ -1,6 +1,6 @@
 //! Timers of the entities of shards that this node leads: found in the rows, proposed when they are due.
 //!
-//! A timer is due by its shard's clock, and that moves with entries only. The leader knows how much time has passed since the
+//! A timer is due by its entity's clock, and that moves with entries of the shard only. The leader knows how much time has passed since the
 //! last one, so it knows when the next entry will bring the clock to the first timer; that entry carries the timers, too.
 //! A shard in which nothing happens gets an entry now and then all the same: what its leader has not booked is lost
 //! with its leadership, and the timers would come that much later.
@@ -10,18 +10,28 @@ use crate::daemon::core::entity::machine::Delta;
 use crate::daemon::core::entity::tentative;
 use crate::daemon::core::entity::timer::{self, Timer, TimerNews};
 use crate::protocol::key::{RowKind, row_key, split_row_key};
+use crate::protocol::shard_clock::ShardClock;
 
 /// One shard's timers, the first of them if there are many.
 #[derive(Debug)]
 pub(super) struct Timers {
+    /// By the shard's clock, which all can be compared by.
     by_due: BTreeSet<(u64, Position, bytes::Bytes)>,
-    due_of: BTreeMap<(Position, bytes::Bytes), u64>,
-    /// Timers due at this time and later are not kept here. Unit: ms.
+    due_of: BTreeMap<(Position, bytes::Bytes), Due>,
+    /// Timers due at this time of the shard's clock and later are not kept here. Unit: ms.
     horizon: u64,
     /// When timers were last proposed that are not known to be applied.
     proposed: Option<Time>,
     /// When to look again.
     alarm: Option<Time>,
+}
+
+/// When a timer is due. Unit: ms.
+#[derive(Debug, Clone, Copy)]
+struct Due {
+    by_shard: u64,
+    /// As its row says.
+    by_entity: u64,
 }
 
 impl Default for Timers {
@@ -38,13 +48,17 @@ impl Default for Timers {
 
 impl Timers {
     /// A timer's row is now like this.
-    pub(super) fn learn(&mut self, news: TimerNews) {
+    pub(super) fn learn(&mut self, news: TimerNews, clock: &ShardClock) {
         let key = (news.entity, news.what);
         if let Some(due) = self.due_of.remove(&key) {
-            self.by_due.remove(&(due, key.0.clone(), key.1.clone()));
+            self.by_due.remove(&(due.by_shard, key.0.clone(), key.1.clone()));
         }
-        if let Some(due) = news.due_ms.filter(|&due| due < self.horizon) {
-            self.by_due.insert((due, key.0.clone(), key.1.clone()));
+        let due = |by_entity| Due {
+            by_shard: clock.when_due(&key.0, by_entity),
+            by_entity,
+        };
+        if let Some(due) = news.due_ms.map(due).filter(|due| due.by_shard < self.horizon) {
+            self.by_due.insert((due.by_shard, key.0.clone(), key.1.clone()));
             self.due_of.insert(key, due);
         }
         while self.due_of.len() > TIMERS_KEPT_MAX
@@ -66,6 +80,15 @@ impl Timers {
         self.due_of.retain(|(entity, _), _| range.contains(entity));
     }
 
+    /// The clock is another one. Whatever is not kept is not due any earlier by it.
+    fn go_by(&mut self, clock: &ShardClock) {
+        self.by_due.clear();
+        for ((entity, what), due) in &mut self.due_of {
+            due.by_shard = clock.when_due(entity, due.by_entity);
+            self.by_due.insert((due.by_shard, entity.clone(), what.clone()));
+        }
+    }
+
     /// All that is kept has gone, and there is more in the rows: they are to be read again.
     pub(super) fn is_used_up(&mut self) -> bool {
         let is_used_up = self.due_of.is_empty() && self.horizon < u64::MAX;
@@ -77,12 +100,13 @@ impl Timers {
 
     fn due(&self, clock_ms: u64) -> Vec<Timer> {
         let due = self.by_due.iter().take_while(|(due, ..)| *due <= clock_ms);
-        let timer = |(due_ms, entity, what): &(u64, Position, bytes::Bytes)| Timer {
-            entity: entity.clone(),
-            what: what.clone(),
-            due_ms: *due_ms,
+        let timer = |(_, entity, what): &(u64, Position, bytes::Bytes)| {
+            let key = (entity.clone(), what.clone());
+            let due_ms = self.due_of.get(&key)?.by_entity;
+            let (entity, what) = key;
+            Some(Timer { entity, what, due_ms })
         };
-        due.take(TIMERS_AT_ONCE_MAX).map(timer).collect()
+        due.filter_map(timer).take(TIMERS_AT_ONCE_MAX).collect()
     }
 }
 
@@ -106,7 +130,7 @@ impl Node {
         let Some(&(first, ..)) = timers.by_due.first() else {
             return false;
         };
-        let (clock, unbooked) = replica.clock(now);
+        let (clock, unbooked) = replica.clock_now(now);
         let is_due = first <= clock;
         let waits_for = timers.proposed.map(|at| at + PROPOSE_TIMERS_AGAIN_AFTER);
         let left = Span::millis(first.saturating_sub(clock).min(TIMER_FAR_MS));
@@ -135,15 +159,28 @@ impl Node {
     }
 
     /// Timers' rows have changed at a shard.
-    pub(super) fn timers_changed(&mut self, shard: ShardId, news: Vec<TimerNews>) {
+    pub(super) fn timers_changed(&mut self, replica: &Replica, news: Vec<TimerNews>) {
         if news.is_empty() {
             return;
         }
+        let shard = replica.shard.id;
         if let Some(sender) = self.dispatch.sender(shard) {
             for news in news {
-                sender.timers.learn(news);
+                sender.timers.learn(news, &replica.clock);
             }
             self.dispatch.activate(shard);
+        }
+    }
+
+    /// The shard takes over the entities from `start` on, with the clock that they had.
+    pub(super) fn take_clock(&mut self, left: &mut Replica, right: &ShardClock, start: &Position) {
+        if self.config.planted == PlantedBug::MergeForgetsClock {
+            left.clock = ShardClock::new(left.clock.now_ms().max(right.now_ms()));
+        } else {
+            left.clock.take_over(right, start);
+        }
+        if let Some(sender) = self.dispatch.sender(left.shard.id) {
+            sender.timers.go_by(&left.clock);
         }
     }
 
@@ -153,7 +190,7 @@ impl Node {
         replica: &mut Replica,
         entry: &Committed,
         timers: &[Timer],
-        context: Context,
+        wall_ms: u64,
         state: &mut dyn State,
         effects: &mut Effects,
     ) -> Result<Response, StateError> {
@@ -164,10 +201,7 @@ impl Node {
             if !replica.shard.range.contains(&due.entity) {
                 continue;
             }
-            let context = Context {
-                change_at: replica.next_place(),
-                ..context
-            };
+            let context = replica.context(&due.entity, wall_ms);
             let kept = self.kept_for_later(due, state)?;
             timer::fire(due, context, &rules, state, &mut delta)?;
             if let Some((row, value)) = kept {
@@ -252,3 +286,46 @@ const BOOK_AFTER_MIN: Span = Span::secs(10);
 const BOOK_AFTER_MAX: Span = Span::secs(3_600);
 /// Farther away is as good as this. Unit: ms.
 const TIMER_FAR_MS: u64 = 1 << 40;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn timers_of_clocks_far_apart_are_due_in_the_order_of_the_shards_own() {
+        let mut timers = Timers::default();
+        let mut clock = ShardClock::new(1_000);
+        let at = |key: &str| Position::new("campaign", key);
+        let news = |key: &str, due_ms| TimerNews {
+            entity: at(key),
+            what: bytes::Bytes::new(),
+            due_ms: Some(due_ms),
+        };
+        clock.take_over(&ShardClock::new(900_000), &at("m"));
+        timers.learn(news("z", 900_500), &clock);
+        timers.learn(news("a", 1_600), &clock);
+        let due = |timers: &Timers, clock_ms| -> Vec<(String, u64)> {
+            let due = timers.due(clock_ms).into_iter();
+            due.map(|timer| (timer.entity.parts().1.unwrap_or_default().to_owned(), timer.due_ms))
+                .collect()
+        };
+        assert_eq!(due(&timers, 1_499), []);
+        assert_eq!(due(&timers, 1_500), [("z".to_owned(), 900_500)]);
+        // By another clock, `z` has more time.
+        let mut turned_back = ShardClock::new(1_000);
+        turned_back.take_over(&ShardClock::new(800_000), &at("m"));
+        timers.go_by(&turned_back);
+        assert_eq!(due(&timers, 2_000), [("a".to_owned(), 1_600)]);
+        assert_eq!(due(&timers, 101_500).len(), 2);
+        timers.learn(news("z", 800_100), &turned_back);
+        assert_eq!(due(&timers, 1_100), [("z".to_owned(), 800_100)], "set again");
+        timers.learn(
+            TimerNews {
+                due_ms: None,
+                ..news("z", 0)
+            },
+            &turned_back,
+        );
+        assert_eq!(due(&timers, u64::MAX).len(), 1);
+    }
+}

@@ -107,7 +107,7 @@ impl Node {
             return;
         }
         // Not its totals: they are estimates, and a copy that was made from a snapshot may have others.
-        let bookkeeping = (shard, replica.shard_time_ms);
+        let bookkeeping = (shard, &replica.clock);
         state.keep(Slice {
             shard: shard.id,
             index,

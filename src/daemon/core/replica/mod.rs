@@ -21,6 +21,7 @@ use raft::{RawNode, StateRole};
 use super::changes::Changes;
 use super::command::Command;
 use super::effect::{Effect, Effects};
+use super::entity::machine::Context;
 use super::event::Event;
 use super::input::SessionId;
 use super::limits::*;
@@ -32,6 +33,7 @@ use crate::protocol::key::{KeyRange, Position};
 use crate::protocol::message::{Message, RaftMessage, ShardLoad, SnapshotHeader, SnapshotManifest};
 use crate::protocol::request::Request;
 use crate::protocol::schema::bundle::{Bundle, Ruleset};
+use crate::protocol::shard_clock::ShardClock;
 use crate::protocol::shard_map::{ReplicaDescriptor, ReplicaRole, ShardDescriptor};
 
 pub mod hibernate;
@@ -173,8 +175,8 @@ pub struct Replica {
     node: NodeId,
     raft: RawNode<LogView>,
     seed: u64,
-    /// The shard's own clock. Unit: ms.
-    pub shard_time_ms: u64,
+    /// The shard's own clock, as of what is applied.
+    pub clock: ShardClock,
     /// What the shard's writes are judged by.
     pub schema: Bundle,
     /// `schema`, read when it is first needed.
@@ -296,7 +298,7 @@ impl Replica {
             node,
             raft,
             seed,
-            shard_time_ms: meta.shard_time_ms,
+            clock: meta.clock.clone(),
             schema: meta.schema.clone(),
             rules: None,
             entities: meta.entities,
@@ -368,6 +370,16 @@ impl Replica {
     pub fn next_place(&mut self) -> u64 {
         self.history += 1;
         self.history
+    }
+
+    /// What a change of this entity finds around it, in an entry with this wall clock; it gets the next place.
+    pub fn context(&mut self, entity: &Position, wall_ms: u64) -> Context {
+        Context {
+            shard: self.shard.id,
+            wall_ms,
+            shard_time_ms: self.clock.at(entity),
+            change_at: self.next_place(),
+        }
     }
 
     /// Whether this copy leads, as far as it knows.
@@ -474,7 +486,7 @@ impl Replica {
             applied: log.applied.0,
             applied_term: log.applied.1,
             log_from: self.log_from,
-            shard_time_ms: self.shard_time_ms,
+            clock: self.clock.clone(),
             entities: self.entities,
             bytes: self.bytes,
             written_off: self.written_off,
@@ -836,12 +848,12 @@ impl Replica {
 
     /// The shard's clock, if its leader proposed an entry now (or a little less: what it has proposed and not applied does
     /// not count), and how much of that no entry has booked.
-    pub fn clock(&self, now: Time) -> (u64, Span) {
+    pub fn clock_now(&self, now: Time) -> (u64, Span) {
         let unbooked = match self.last_proposal {
             Some((in_term, at)) if in_term == self.term() => now.since(at),
             _ => Span(0),
         };
-        (self.shard_time_ms + unbooked.as_millis(), unbooked)
+        (self.clock.now_ms() + unbooked.as_millis(), unbooked)
     }
 
     /// Takes one `Ready` from Raft: its part of the log write, what may leave at once; what must wait is kept under `seq`.
@@ -982,7 +994,7 @@ impl Replica {
             .mut_store()
             .reset((index, term), snapshot.metadata.conf_state.clone());
         self.shard = incoming.manifest.shard;
-        self.shard_time_ms = incoming.manifest.shard_time_ms;
+        self.clock = incoming.manifest.clock;
         self.entities = incoming.manifest.entities;
         self.bytes = incoming.manifest.bytes;
         self.take_schema(incoming.manifest.schema);
@@ -1268,7 +1280,7 @@ impl Replica {
             }
             let manifest = SnapshotManifest {
                 shard: self.shard.clone(),
-                shard_time_ms: self.shard_time_ms,
+                clock: self.clock.clone(),
                 entities: self.entities,
                 bytes: self.bytes,
                 schema: self.schema.clone(),
@@ -1477,7 +1489,7 @@ pub fn empty_meta(id: crate::protocol::id::ShardId) -> ReplicaMeta {
         applied: 0,
         applied_term: 0,
         log_from: LogSeq(0),
-        shard_time_ms: 0,
+        clock: ShardClock::default(),
         entities: 0,
         bytes: 0,
         written_off: false,
@@ -1489,7 +1501,7 @@ pub fn empty_meta(id: crate::protocol::id::ShardId) -> ReplicaMeta {
 }
 
 /// Meta of a shard's first copies.
-pub fn first_meta(shard: ShardDescriptor, shard_time_ms: u64) -> ReplicaMeta {
+pub fn first_meta(shard: ShardDescriptor, clock: ShardClock) -> ReplicaMeta {
     let voters = shard
         .replicas
         .iter()
@@ -1515,7 +1527,7 @@ pub fn first_meta(shard: ShardDescriptor, shard_time_ms: u64) -> ReplicaMeta {
         },
         applied: LOG_BASE.0,
         applied_term: LOG_BASE.1,
-        shard_time_ms,
+        clock,
         ..empty_meta(shard.id)
     }
     .with_shard(shard)

@@ -13,7 +13,7 @@ fn copy(voters: &[u64]) -> Replica {
             role: ReplicaRole::Voter,
         })
         .collect();
-    let meta = first_meta(shard, 0);
+    let meta = first_meta(shard, ShardClock::default());
     let log = LogView::new(LOG_BASE, meta.hard_state.clone(), meta.conf_state.clone());
     Replica::new(&meta, log, ReplicaId(3), NodeId(3), 7)
 }

@@ -41,7 +41,7 @@ fn shard(id: u64, epoch: u64, start: &str, end: &str) -> ShardDescriptor {
 fn first_meta(shard: &ShardDescriptor) -> ReplicaMeta {
     ReplicaMeta {
         replica: ReplicaId(1),
-        ..replica::first_meta(shard.clone(), 0)
+        ..replica::first_meta(shard.clone(), Default::default())
     }
 }
 
@@ -92,7 +92,7 @@ impl Returned {
     fn snapshot(&mut self, shard: &ShardDescriptor, at: (u64, u64)) -> Option<Install> {
         let manifest = SnapshotManifest {
             shard: shard.clone(),
-            shard_time_ms: 0,
+            clock: Default::default(),
             entities: 0,
             bytes: 0,
             schema: Default::default(),

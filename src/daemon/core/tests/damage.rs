@@ -191,10 +191,7 @@ fn what_a_damaged_copy_has_applied_of_the_shape_is_applied_once() {
         .replicas()
         .find(|replica| replica.shard.id == parent)
         .expect("there");
-    assert_eq!(
-        (again.shard.clone(), again.meta().shard_time_ms),
-        (shape, meta.shard_time_ms)
-    );
+    assert_eq!((again.shard.clone(), again.meta().clock), (shape, meta.clock));
     assert!(again.is_quarantined());
 }
 

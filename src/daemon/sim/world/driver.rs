@@ -236,7 +236,7 @@ impl World {
                         self.family.see(&event)?;
                         self.parking.see(&event)?;
                     }
-                    if let Some(holder) = self.bank.see(&event)? {
+                    if let Some(holder) = self.bank.see(&event, self.schedule.now())? {
                         self.to_audit.insert((machine, holder));
                     }
                     self.count(&event);

@@ -106,6 +106,8 @@ pub enum Bug {
     NamesBatchesAgain,
     /// A service goes when nothing was found in it, whatever was written after that.
     ClosesUnseen,
+    /// All entities of a merged shard go on with the clock that was ahead.
+    MergeForgetsClock,
 }
 
 /// What a run is like.
@@ -647,6 +649,7 @@ impl World {
                     Bug::CountsTheLost => PlantedBug::CountsTheLost,
                     Bug::NamesBatchesAgain => PlantedBug::NamesBatchesAgain,
                     Bug::ClosesUnseen => PlantedBug::ClosesUnseen,
+                    Bug::MergeForgetsClock => PlantedBug::MergeForgetsClock,
                     Bug::None | Bug::AckBeforeSync | Bug::TrustsTheDisk | Bug::KeepsStaleChunks => PlantedBug::None,
                 },
             };
