@@ -158,7 +158,11 @@ fn finds(bug: Bug, plan: Plan, properties: &[Property]) {
 }
 
 fn finds_among(bug: Bug, plan: Plan, nodes: usize, properties: &[Property]) {
-    let seeds = variable("ISX_SIM_BUG_SEEDS", 30);
+    finds_within(30, bug, plan, nodes, properties);
+}
+
+fn finds_within(seeds: u64, bug: Bug, plan: Plan, nodes: usize, properties: &[Property]) {
+    let seeds = variable("ISX_SIM_BUG_SEEDS", seeds);
     let (mut snapshots, mut kept) = (0, 0);
     for seed in 1..=seeds {
         let options = Options {
@@ -414,8 +418,10 @@ fn finds_a_drop_of_what_was_written_meanwhile() {
 /// others had lost.
 #[test]
 fn finds_a_clock_that_a_merge_sets_forward() {
-    let plan = Plan::only(&[Fault::Leap, Fault::Leap, Fault::Crash, Fault::Isolate]);
-    finds(Bug::MergeForgetsClock, plan, &[Property::Ledger]);
+    // What is set aside is given back early, or a write that is repeated is done again.
+    let properties = [Property::Ledger, Property::Once];
+    // Few runs have a merge of such clocks while something is set aside.
+    finds_within(100, Bug::MergeForgetsClock, Plan::only(&[Fault::Leap]), 3, &properties);
 }
 
 /// A planted bug: after a split the right half does not know any more what its entities have had.
