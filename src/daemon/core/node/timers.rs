@@ -1,7 +1,8 @@
 //! Timers of the entities of shards that this node leads: found in the rows, proposed when they are due.
 //!
-//! A timer is due by its entity's clock, and that moves with entries of the shard only. The leader knows how much time has passed since the
-//! last one, so it knows when the next entry will bring the clock to the first timer; that entry carries the timers, too.
+//! A timer is due by its shard's clock for the entity, and that moves with entries only. The leader knows how much time has
+//! passed since the last one, so it knows when the next entry will bring the clock to the first timer; that entry carries
+//! the timers, too.
 //! A shard in which nothing happens gets an entry now and then all the same: what its leader has not booked is lost
 //! with its leadership, and the timers would come that much later.
 use super::dispatch::Sender;
@@ -15,7 +16,7 @@ use crate::protocol::shard_clock::ShardClock;
 /// One shard's timers, the first of them if there are many.
 #[derive(Debug)]
 pub(super) struct Timers {
-    /// By the shard's clock, which all can be compared by.
+    /// By the shard's own clock: timers of entities whose clocks differ compare by it.
     by_due: BTreeSet<(u64, Position, bytes::Bytes)>,
     due_of: BTreeMap<(Position, bytes::Bytes), Due>,
     /// Timers due at this time of the shard's clock and later are not kept here. Unit: ms.
