@@ -11,7 +11,7 @@ isxctl=${ISXCTL:-isxctl}
 work=$(mktemp -d)
 export ISX_DEV_DIR=${ISX_DEV_DIR:-$work/dev} XDG_STATE_HOME=$work/state ISX_CONFIG=$work/contexts.toml ISX_NO_INPUT=1
 load=
-cleanup() { [ -z "$load" ] || kill "$load" 2>/dev/null || true; "$isxctl" dev down >/dev/null 2>&1 || true; rm -rf "$work"; }
+cleanup() { [ -z "$load" ] || kill "$load" 2>/dev/null || true; "$isxctl" dev down --wipe --yes >/dev/null 2>&1 || true; rm -rf "$work"; }
 trap cleanup EXIT
 say() { printf '\n== %s  %s\n' "$(date +%H:%M:%S)" "$*"; }
 keys=$((mib * 64))

@@ -14,7 +14,7 @@ export ISX_DEV_DIR=${ISX_DEV_DIR:-$work/dev} XDG_STATE_HOME=$work/state ISX_CONF
 say() { printf '\n== %s  %s\n' "$(date +%H:%M:%S)" "$*"; }
 run() { printf "$ isxctl %s\n" "$*"; "$isxctl" --yes "$@"; }
 load=
-cleanup() { [ -z "$load" ] || kill "$load" 2>/dev/null || true; "$isxctl" dev down >/dev/null 2>&1 || true; rm -rf "$work"; }
+cleanup() { [ -z "$load" ] || kill "$load" 2>/dev/null || true; "$isxctl" dev down --wipe --yes >/dev/null 2>&1 || true; rm -rf "$work"; }
 trap cleanup EXIT
 tolerance() { "$isxctl" status 2>/dev/null | grep -E '^(health|tolerance|nodes|shards)'; }
 # Leaders of a service's shards, one per line: SHARD LEADER.

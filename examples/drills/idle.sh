@@ -10,7 +10,7 @@ shards=${1:-5000}
 isxctl=${ISXCTL:-isxctl}
 work=$(mktemp -d)
 export ISX_DEV_DIR=${ISX_DEV_DIR:-$work/dev} XDG_STATE_HOME=$work/state ISX_CONFIG=$work/contexts.toml ISX_NO_INPUT=1
-trap '"$isxctl" dev down >/dev/null 2>&1 || true; rm -rf "$work"' EXIT
+trap '"$isxctl" dev down --wipe --yes >/dev/null 2>&1 || true; rm -rf "$work"' EXIT
 say() { printf '\n== %s  %s\n' "$(date +%H:%M:%S)" "$*"; }
 pid() { cat "$ISX_DEV_DIR/$1/pid"; }
 ticks() { awk '{ print $14 + $15 }' "/proc/$(pid "$1")/stat"; }
