@@ -825,13 +825,15 @@ impl Ctl {
 
     /// The operation that it watches.
     fn watched(&mut self) -> String {
-        let line = self
-            .lines
-            .by_ref()
-            .map_while(Result::ok)
-            .find(|line| line.starts_with("op-"));
-        let line = line.expect("it says what it watches");
-        line.split(' ').next().unwrap_or_default().to_owned()
+        let mut said = String::new();
+        for line in self.lines.by_ref().map_while(Result::ok) {
+            if line.starts_with("op-") {
+                return line.split(' ').next().unwrap_or_default().to_owned();
+            }
+            said += &line;
+            said.push('\n');
+        }
+        panic!("it does not say what it watches: {said}")
     }
 
     /// Its exit code, standard output, and what else it said.

@@ -108,8 +108,12 @@ impl NodeView {
         self.membership == Membership::Active && self.health == Health::Up && self.intent == Intent::Stay
     }
 
-    /// Above this the planner puts nothing more on its disk. Unit: bytes.
+    /// Above this the planner puts nothing more on its disk; no limit for one that has not said yet how large its disk is: it
+    /// has joined within the last second, or the directory's leader is as new. Unit: bytes.
     pub fn disk_limit(&self, settings: &Settings) -> u64 {
+        if self.disk_total == 0 {
+            return u64::MAX;
+        }
         self.disk_total / 100 * u64::from(settings.disk_limit_percent)
     }
 }
