@@ -190,3 +190,38 @@ fn words_are_found_whole() {
     assert!(!has("let random_things = brand::new();", "rand::"));
     assert!(has("use crate::daemon::shell::Driver;", "daemon::shell"));
 }
+
+/// What operators are told to type next is a command that there is.
+#[test]
+fn every_command_that_is_recommended_exists() {
+    use clap::CommandFactory;
+    let cli = isx::ctl::args::Cli::command();
+    let mut found = Vec::new();
+    sources(Path::new("src"), &mut found);
+    let mut count = 0;
+    for path in found {
+        let text = std::fs::read_to_string(&path).expect("readable");
+        for (at, _) in text.match_indices("isxctl ") {
+            if !text[..at].ends_with(['"', '`']) {
+                continue;
+            }
+            let rest = text[at + "isxctl ".len()..].lines().next().unwrap_or_default();
+            let is_word = |word: &&str| {
+                word.starts_with(|c: char| c.is_ascii_lowercase())
+                    && word.chars().all(|c| c.is_ascii_lowercase() || c == '-')
+            };
+            let words = rest.split([' ', '"', '`']).take_while(is_word);
+            let mut command = &cli;
+            for word in words {
+                match command.find_subcommand(word) {
+                    Some(known) => command = known,
+                    // A key, a topic, or a service by its name (`isxctl campaign put`).
+                    None if !command.has_subcommands() || word == "help" => break,
+                    None => panic!("{}: there is no `isxctl {rest}`: `{word}` is unknown", path.display()),
+                }
+            }
+            count += 1;
+        }
+    }
+    assert!(count > 100, "{count} commands were found");
+}

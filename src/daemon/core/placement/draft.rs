@@ -919,10 +919,9 @@ impl<'v> Draft<'v> {
                     if dead.is_empty() {
                         vec![format!("isxctl shard show {first}")]
                     } else {
-                        let names: Vec<String> = dead.iter().map(ToString::to_string).collect();
                         vec![
                             format!("isxctl node show {}          bring it back if you can", dead[0]),
-                            format!("isxctl recover plan --lost {}", names.join(",")),
+                            "isxctl shard list --problem          what can't be written until then".to_owned(),
                         ]
                     },
                 )
@@ -993,7 +992,7 @@ impl<'v> Draft<'v> {
                 };
                 (
                     format!("{object} takes {load} requests/s and holds one entity: it can't be cut"),
-                    vec!["isxctl shard hot".to_owned()],
+                    vec!["isxctl shard list --sort -REQ/S".to_owned()],
                 )
             }
             BlockCode::TooManyCopies => (
