@@ -217,6 +217,11 @@ impl Node {
         if let Some(replicas) = replicas {
             check_copies(replicas)?;
         }
+        if *of == Scope::Shard(DIRECTORY_SHARD) {
+            // It would never come about: neither the planner nor the directory's own rules ask what is laid down for it.
+            let text = "how many copies the directory has follows from how many nodes there are; nothing was changed";
+            return Err(WireError::new(Code::BadChange, text));
+        }
         let mut policy = self.map.policy.clone();
         let mut assumed = Assumed::default();
         match of {

@@ -274,6 +274,14 @@ fn fewer_copies_are_taken_away_and_more_are_refused_where_nobody_can_hold_them()
         cluster.start(2, copies(Some(2)), None).expect_err("even").code,
         Code::BadRequest
     );
+    let directory = Goal::SetReplicas {
+        of: Scope::Shard(ShardId(0)),
+        replicas: Some(1),
+    };
+    let refused = cluster
+        .start(1, directory, None)
+        .expect_err("nobody would carry it out");
+    assert_eq!(refused.code, Code::BadChange);
     let op = cluster.start(3, copies(Some(1)), None).expect("begun");
     assert_eq!(op.inverse, Some(copies(None)));
     let shown = cluster.until_over(&op);
