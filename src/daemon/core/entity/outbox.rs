@@ -64,19 +64,7 @@ pub(super) fn send(
     let mut sent = Vec::with_capacity(sends.len());
     for Outgoing { to, body, returns } in sends {
         let row = partner_row(&from, &to);
-        let mut partner = match read_row::<Partner>(&row, state)? {
-            // The receiver may have forgotten a session that ends.
-            Some(partner) if !partner.closing => partner,
-            _ => {
-                let head = subject.head_mut();
-                head.sessions += 1;
-                Partner {
-                    session: head.sessions,
-                    next: 1,
-                    ..Partner::default()
-                }
-            }
-        };
+        let mut partner = open_session(subject, &row, state)?;
         let number = partner.next;
         partner.next += 1;
         tally.outstanding += 1;
@@ -256,18 +244,7 @@ pub(super) fn park(
 ) -> Result<(), StateError> {
     let from = subject.position.clone();
     let row = partner_row(&from, to);
-    let mut partner = match read_row::<Partner>(&row, state)? {
-        Some(partner) if !partner.closing => partner,
-        _ => {
-            let head = subject.head_mut();
-            head.sessions += 1;
-            Partner {
-                session: head.sessions,
-                next: 1,
-                ..Partner::default()
-            }
-        }
-    };
+    let mut partner = open_session(subject, &row, state)?;
     let mut tally: Tally = read_row(&tally_row(&from), state)?.unwrap_or_default();
     partner.parked += 1;
     tally.parked += 1;
@@ -385,3 +362,17 @@ pub fn acknowledge(known: &Acknowledgement, state: &mut dyn State, delta: &mut D
 
 /// Bytes of messages that were refused and parked which one `Retry` sends again, if that is more than one.
 const SENT_AGAIN_BYTES_MAX: usize = 4 << 20;
+
+/// The session with a partner, or a new one: the receiver may have forgotten a session that ends.
+fn open_session(subject: &mut Subject, row: &[u8], state: &dyn State) -> Result<Partner, StateError> {
+    if let Some(partner) = read_row::<Partner>(row, state)?.filter(|partner| !partner.closing) {
+        return Ok(partner);
+    }
+    let head = subject.head_mut();
+    head.sessions += 1;
+    Ok(Partner {
+        session: head.sessions,
+        next: 1,
+        ..Partner::default()
+    })
+}
