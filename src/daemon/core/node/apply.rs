@@ -162,6 +162,11 @@ impl Node {
                 ..
             } => match hold::refusal(&replica.shard, replica.clock.now_ms()) {
                 Some(error) => Response::Error(error),
+                // Rows that stopped at some entry may look empty where the others' are not: it must not say that it is closed.
+                None if *into == DIRECTORY_SHARD && replica.written_off => {
+                    let text = format!("whether {} is empty can't be seen in damaged rows", replica.shard.id);
+                    Response::Error(WireError::new(Code::UnsafeOp, text))
+                }
                 None if *into == DIRECTORY_SHARD
                     && replica.shard.frozen.is_none()
                     && self.config.planted != PlantedBug::ClosesUnseen

@@ -256,3 +256,24 @@ fn a_copy_that_has_promised_something_never_begins_anew() {
     let fresh = ReplicaId(5_000);
     assert_eq!(hear(fresh), (Some(fresh), 0));
 }
+
+/// What was put behind the damaged row is not in its rows: it must not take the shard for empty, and say that it is closed.
+#[test]
+fn a_damaged_copy_does_not_close_its_shard() {
+    let mut cluster = Cluster::without_checkpoints();
+    let shard = cluster.shard_of("g");
+    assert!(matches!(cluster.put(1, 1, "g"), Response::Written(_)));
+    assert!(matches!(cluster.put(1, 2, "k"), Response::Written(_)));
+    let close = Request::FreezeShard {
+        shard: shard.id,
+        epoch: shard.epoch,
+        into: ShardId(0),
+        left_epoch: crate::daemon::core::dropping::epoch_of(9),
+        id: RequestId(3),
+    };
+    assert!(matches!(cluster.ask(1, close), Response::Error(_)), "it is not empty");
+    cluster.restart_n3("g", |_| ());
+    let copy = cluster.copy(N3, shard.id).expect("here");
+    assert!(copy.written_off);
+    assert_eq!(copy.shard.frozen, None);
+}
