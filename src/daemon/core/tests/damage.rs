@@ -271,7 +271,13 @@ fn a_damaged_copy_does_not_close_its_shard() {
         left_epoch: crate::daemon::core::dropping::epoch_of(9),
         id: RequestId(3),
     };
-    assert!(matches!(cluster.ask(1, close), Response::Error(_)), "it is not empty");
+    let answer = cluster.ask(1, close);
+    assert!(
+        matches!(&answer, Response::Error(error) if error.text.contains("can't be closed: campaign/g is there")),
+        "{answer:?}"
+    );
+    // What comes behind it says that it is committed.
+    assert!(matches!(cluster.put(1, 4, "x"), Response::Written(_)));
     cluster.restart_n3("g", |_| ());
     let copy = cluster.copy(N3, shard.id).expect("here");
     assert!(copy.written_off);
